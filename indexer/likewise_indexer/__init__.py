@@ -1,0 +1,1 @@
+"""Index whole image collections."""

@@ -1,0 +1,1 @@
+"""The likewise server: frozen backbones, a store and light heads behind gRPC."""
