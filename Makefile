@@ -1,0 +1,49 @@
+# make demo and make test work on a bare machine: Python >= 3.11, make, and a package index.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+
+.PHONY: help demo test lint format proto bench tiny clean
+
+help: ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.venv/bin/uv:
+	$(PYTHON) -c 'import sys; sys.exit("likewise needs Python 3.11 or newer; say which with make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/demo.stamp: .venv/bin/uv pyproject.toml constraints.txt
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+.venv/dev.stamp: .venv/bin/uv pyproject.toml constraints.txt
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@ .venv/demo.stamp
+
+demo: .venv/demo.stamp ## start a server, index, search, train, classify; print a table and a report with pictures
+	$(BIN)/likewise demo
+
+test: .venv/dev.stamp ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp ## ruff, mypy strict, import contracts, and that the stubs are what the .proto says
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_stubs.py
+
+format: .venv/dev.stamp ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: .venv/dev.stamp ## regenerate proto/likewise_proto from the .proto files
+	$(BIN)/python tools/generate_stubs.py proto/likewise_proto
+
+bench: .venv/dev.stamp ## images per second through the server beside a plain loop
+	$(BIN)/python benchmarks/embed.py
+
+clean: ## remove the virtual environment and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

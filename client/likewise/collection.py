@@ -1,0 +1,444 @@
+"""AsyncCollection: items in, hits and predictions out. `Collection` is the same, blocking."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from likewise import convert
+from likewise.chunks import cut, in_flight, prepared
+from likewise.errors import InvalidArgument, LikewiseError
+from likewise.images import ImageLike, uri_of
+from likewise.progress import bar
+from likewise.requests import (
+    QueryValue,
+    ask_all,
+    examples,
+    ids_per_message,
+    queries,
+    query_fields,
+    same_length,
+    upsert_message,
+    upsert_weight,
+)
+from likewise.results import (
+    CheckReport,
+    CollectionInfo,
+    Evaluation,
+    Head,
+    Hits,
+    Item,
+    Limits,
+    Outcome,
+    Outcomes,
+    Prediction,
+)
+from likewise.transport import Transport
+from likewise_proto.v1 import collection_pb2 as cpb
+from likewise_proto.v1 import head_pb2 as hpb
+from likewise_proto.v1.collection_pb2_grpc import CollectionServiceStub
+from likewise_proto.v1.head_pb2_grpc import HeadServiceStub
+
+LONG_S = 600.0  # training and checks may take minutes
+
+
+@dataclass(slots=True)
+class NewItem:
+    """Something to store: an image or a vector, with an id that decides what it replaces."""
+
+    id: str
+    image: ImageLike | None = None
+    vector: Any = None  # (dim,) floats
+    label: str | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    uri: str = ""
+
+
+class AsyncCollection:
+    """A collection on a server. `info` is as of when it was fetched; `await refresh()` fetches it again."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        info: CollectionInfo,
+        limits: Callable[[], Awaitable[Limits]],
+        window: int,
+    ) -> None:
+        self._transport = transport
+        self._limits = limits
+        self._window = window
+        self._items: Any = CollectionServiceStub(transport.channel)
+        self._heads: Any = HeadServiceStub(transport.channel)
+        self.info = info
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self.info.name
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of its space."""
+        return self.info.fingerprint
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} of {self.info.backbone or f'{self.info.dim}-d vectors'}>"
+
+    async def refresh(self) -> CollectionInfo:
+        """Fetch the description again and return it."""
+        request = cpb.GetCollectionRequest(name=self.name)
+        reply = await self._transport.unary(self._items.GetCollection, request)
+        self.info = convert.collection(reply.collection)
+        return self.info
+
+    # Items
+
+    async def add(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        labels: Sequence[str | None] | None = None,
+        ids: Sequence[str] | None = None,
+        attributes: Sequence[Mapping[str, Any]] | None = None,
+        skip_unchanged: bool = False,
+        progress: bool | None = None,
+    ) -> Outcomes:
+        """Embed and store images; return one outcome per image, in order.
+
+        `ids` default to the path, or to the SHA-256 of the bytes for images in memory. An id that
+        exists is replaced. With `skip_unchanged`, bytes that are stored already are not embedded again.
+        """
+        sources = images if isinstance(images, Sequence) else list(images)
+        same_length(len(sources), labels=labels, ids=ids, attributes=attributes)
+        items = (
+            NewItem(
+                id=ids[i] if ids is not None else uri_of(image),
+                image=image,
+                label=labels[i] if labels is not None else None,
+                attributes=attributes[i] if attributes is not None else {},
+                uri=uri_of(image),
+            )
+            for i, image in enumerate(sources)
+        )
+        outcomes = Outcomes()
+        with bar(f"adding to {self.name}", len(sources), wanted=progress) as advance:
+            async for outcome in self.upsert(items, skip_unchanged=skip_unchanged):
+                outcomes.append(outcome)
+                advance(1)
+        return outcomes
+
+    async def add_vectors(
+        self,
+        ids: Sequence[str],
+        vectors: Any,
+        *,
+        labels: Sequence[str | None] | None = None,
+        attributes: Sequence[Mapping[str, Any]] | None = None,
+        fingerprint: str = "",
+        progress: bool | None = None,
+    ) -> Outcomes:
+        """Store vectors (n, dim) float32; return one outcome per vector, in order.
+
+        `fingerprint` is that of the space they come from, as `embed` returned it; without it you
+        vouch that they are of this collection's space.
+        """
+        array = np.asarray(vectors, dtype=np.float32)
+        if array.ndim != 2:  # noqa: PLR2004  # a matrix
+            raise InvalidArgument(f"vectors are an (n, dim) array; this one is {array.shape}")
+        same_length(len(array), ids=ids, labels=labels, attributes=attributes)
+        items = (
+            NewItem(
+                id=ids[i],
+                vector=array[i],
+                label=labels[i] if labels is not None else None,
+                attributes=attributes[i] if attributes is not None else {},
+            )
+            for i in range(len(array))
+        )
+        outcomes = Outcomes()
+        with bar(f"adding to {self.name}", len(array), wanted=progress) as advance:
+            async for outcome in self.upsert(items, fingerprint=fingerprint):
+                outcomes.append(outcome)
+                advance(1)
+        return outcomes
+
+    async def upsert(
+        self,
+        items: Iterable[NewItem] | AsyncIterable[NewItem],
+        *,
+        skip_unchanged: bool = False,
+        fingerprint: str = "",
+    ) -> AsyncIterator[Outcome]:
+        """Store items as they come; yield one outcome per item, in order, once it is durable.
+
+        Reads `items` only as fast as the server takes them.
+        """
+        limits = await self._limits()
+
+        def prepare(item: NewItem) -> tuple[cpb.UpsertItem | LikewiseError, str]:
+            return upsert_message(item, limits)
+
+        async def send(chunk: list[tuple[cpb.UpsertItem | LikewiseError, str]]) -> list[Outcome]:
+            sound = [message for message, _ in chunk if isinstance(message, cpb.UpsertItem)]
+            replies = iter(await self._upsert(sound, fingerprint, skip_unchanged=skip_unchanged))
+            return [
+                Outcome(item_id, "failed", message) if isinstance(message, LikewiseError) else next(replies)
+                for message, item_id in chunk
+            ]
+
+        async for _, outcomes in in_flight(cut(prepared(items, prepare), upsert_weight, limits), send, self._window):
+            for outcome in outcomes:
+                yield outcome
+
+    async def _upsert(self, messages: list[cpb.UpsertItem], fingerprint: str, *, skip_unchanged: bool) -> list[Outcome]:
+        if not messages:
+            return []
+        request = cpb.UpsertItemsRequest(
+            collection=self.name,
+            items=messages,
+            request_id=uuid.uuid4().hex,
+            fingerprint=fingerprint or self.fingerprint,
+            skip_unchanged=skip_unchanged,
+        )
+        reply = await self._transport.exchange(self._items.UpsertItems, request)
+        return [convert.outcome(result) for result in reply.results]
+
+    async def get(self, ids: Sequence[str], *, vectors: bool = False) -> list[Item | None]:
+        """Return one item per id, in order, None where there is none."""
+        step = ids_per_message(await self._limits(), self.info.dim if vectors else 0)
+        found: dict[str, Item] = {}
+        for start in range(0, len(ids), step):
+            request = cpb.GetItemsRequest(collection=self.name, ids=ids[start : start + step], with_vectors=vectors)
+            reply = await self._transport.unary(self._items.GetItems, request)
+            found.update((message.info.id, convert.item(message)) for message in reply.items)
+        return [found.get(item_id) for item_id in ids]
+
+    async def items(self, where: str = "", *, vectors: bool = False, page_size: int = 1000) -> AsyncIterator[Item]:
+        """Yield all items, or those that match a filter, by id."""
+        token = ""
+        while True:
+            request = cpb.ListItemsRequest(
+                collection=self.name, where=where, page_size=page_size, page_token=token, with_vectors=vectors
+            )
+            reply = await self._transport.unary(self._items.ListItems, request)
+            for message in reply.items:
+                yield convert.item(message)
+            token = reply.next_page_token
+            if not token:
+                return
+
+    async def count(self, where: str = "") -> int:
+        """Return the number of items, or of those that match."""
+        request = cpb.CountItemsRequest(collection=self.name, where=where)
+        return int((await self._transport.unary(self._items.CountItems, request)).count)
+
+    async def delete(self, ids: Sequence[str] = (), *, where: str = "") -> int:
+        """Delete items by id, or those that match a filter; return how many there were."""
+        if bool(ids) == bool(where):
+            raise InvalidArgument("say which items: either ids, or where")
+        step = (await self._limits()).max_items
+        deleted = 0
+        for start in range(0, max(len(ids), 1), step):
+            request = cpb.DeleteItemsRequest(
+                collection=self.name, ids=ids[start : start + step], where=where, request_id=uuid.uuid4().hex
+            )
+            deleted += int((await self._transport.unary(self._items.DeleteItems, request)).deleted)
+        return deleted
+
+    async def check(self, *, repair: bool = False) -> CheckReport:
+        """Verify checksums, counts and derived files; with `repair`, rebuild what is derived."""
+        request = cpb.CheckCollectionRequest(collection=self.name, repair=repair)
+        reply = await self._transport.unary(self._items.CheckCollection, request, timeout=LONG_S)
+        return CheckReport(reply.items_checked, tuple(reply.problems), tuple(reply.repaired))
+
+    # Search
+
+    async def search(
+        self,
+        image: ImageLike | None = None,
+        *,
+        vector: Any = None,
+        id: str | None = None,  # noqa: A002  # it is what the item has
+        k: int = 10,
+        where: str = "",
+        fingerprint: str = "",
+    ) -> Hits:
+        """Return the `k` nearest items of an image, a vector, or a stored item (which is left out).
+
+        `where` keeps only items that match, as "label = 'cat' and year >= 2020".
+        """
+        given = [query is not None for query in (image, vector, id)]
+        if sum(given) != 1:
+            raise InvalidArgument("search by one of: an image, vector=, id=")
+        [hits] = await self.search_many(
+            [image] if image is not None else None,
+            vectors=[vector] if vector is not None else None,
+            ids=[id] if id is not None else None,
+            k=k,
+            where=where,
+            fingerprint=fingerprint,
+        )
+        if hits.error:
+            raise hits.error
+        return hits
+
+    async def search_many(
+        self,
+        images: Sequence[ImageLike] | None = None,
+        *,
+        vectors: Any = None,
+        ids: Sequence[str] | None = None,
+        k: int = 10,
+        where: str = "",
+        fingerprint: str = "",
+    ) -> list[Hits]:
+        """Return one list of hits per query, in order; a query that failed has its `.error`."""
+        limits = await self._limits()
+
+        async def ask(chunk: list[QueryValue]) -> list[Hits]:
+            request = cpb.SearchRequest(
+                collection=self.name, k=k, where=where, **query_fields(chunk, fingerprint or self.fingerprint)
+            )
+            reply = await self._transport.unary(self._items.Search, request)
+            return [convert.hits(result, reply) for result in reply.results]
+
+        def failed(error: LikewiseError) -> Hits:
+            return Hits(error=error)
+
+        return await ask_all(queries(images, vectors, ids, limits), limits, ask, failed, self._window)
+
+    # Heads
+
+    async def train_head(
+        self,
+        /,
+        name: str,
+        kind: str = "auto",
+        *,
+        where: str = "",
+        images: Sequence[ImageLike] | None = None,
+        vectors: Any = None,
+        labels: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+        with_stored: bool | None = None,
+        fingerprint: str = "",
+        **options: Any,
+    ) -> Head:
+        """Train a head on the collection's labelled items (those that match `where`), and return it.
+
+        Or on `images` or `vectors` with their `labels`, which are not stored; with `with_stored` on both.
+        `kind`: auto, ncm, knn, ridge, logreg; its `options` are in docs/heads.md. Training the same
+        name again makes the next version.
+        """
+        limits = await self._limits()
+        given = examples(images, vectors, labels, ids, limits)
+        request = hpb.TrainHeadRequest(
+            collection=self.name,
+            name=name,
+            kind=kind,
+            options=convert.struct(options),
+            where=where,
+            examples=given,
+            examples_only=bool(given) and not with_stored,
+            request_id=uuid.uuid4().hex,
+            fingerprint=fingerprint or self.fingerprint,
+        )
+        reply = await self._transport.unary(self._heads.TrainHead, request, timeout=LONG_S)
+        return convert.head(reply.head)
+
+    async def head(self, name: str, version: int = 0) -> Head:
+        """Return a head, the latest version by default. Raises NotFound."""
+        request = hpb.GetHeadRequest(collection=self.name, name=name, version=version)
+        return convert.head((await self._transport.unary(self._heads.GetHead, request)).head)
+
+    async def heads(self) -> list[Head]:
+        """Return all heads of the collection, each version."""
+        found: list[Head] = []
+        token = ""
+        while True:
+            request = hpb.ListHeadsRequest(collection=self.name, page_token=token)
+            reply = await self._transport.unary(self._heads.ListHeads, request)
+            found += map(convert.head, reply.heads)
+            token = reply.next_page_token
+            if not token:
+                return found
+
+    async def delete_head(self, name: str, version: int = 0) -> None:
+        """Delete one version of a head, or all of them. Raises NotFound."""
+        request = hpb.DeleteHeadRequest(collection=self.name, name=name, version=version, request_id=uuid.uuid4().hex)
+        await self._transport.unary(self._heads.DeleteHead, request)
+
+    async def classify(
+        self,
+        images: Sequence[ImageLike] | None = None,
+        *,
+        head: str,
+        version: int = 0,
+        vectors: Any = None,
+        ids: Sequence[str] | None = None,
+        reject: bool = True,
+        neighbours: int = 3,
+        fingerprint: str = "",
+    ) -> list[Prediction]:
+        """Return one prediction per query, in order; `.label` is None for "unknown".
+
+        With `reject=False` the likeliest class is always the answer. A query that could not be
+        read has its `.error`.
+        """
+        limits = await self._limits()
+        latest = 0
+
+        async def ask(chunk: list[QueryValue]) -> list[Prediction]:
+            nonlocal latest
+            request = hpb.ClassifyRequest(
+                collection=self.name,
+                head=head,
+                version=version,
+                accept_all=not reject,
+                neighbours=neighbours,
+                **query_fields(chunk, fingerprint or self.fingerprint),
+            )
+            reply = await self._transport.unary(self._heads.Classify, request)
+            latest = reply.version
+            return [convert.prediction(message, reply) for message in reply.predictions]
+
+        def failed(error: LikewiseError) -> Prediction:
+            return Prediction(None, "", 0.0, {}, 0.0, 0.0, (), latest, self.fingerprint, error)
+
+        return await ask_all(queries(images, vectors, ids, limits), limits, ask, failed, self._window)
+
+    async def evaluate(self, head: str, *, version: int = 0, on: str = "", where: str = "") -> Evaluation:
+        """Measure a head on labelled items of this collection, or of collection `on`."""
+        request = hpb.EvaluateHeadRequest(
+            collection=self.name, head=head, version=version, on_collection=on, where=where
+        )
+        reply = await self._transport.unary(self._heads.EvaluateHead, request, timeout=LONG_S)
+        return convert.evaluation(reply)
+
+    # Export
+
+    async def export(self, path: str | os.PathLike[str], *, where: str = "", progress: bool | None = None) -> int:
+        """Write the items to `path`.parquet or .npy (vectors, with the rest beside it as .jsonl); return how many."""
+        from likewise.export import writer_for  # noqa: PLC0415  # pyarrow only where it is wanted
+
+        target = Path(path)
+        total = await self.count(where)
+        written = 0
+        with writer_for(target, self.info) as write, bar(f"exporting {self.name}", total, wanted=progress) as advance:
+            batch: list[Item] = []
+            async for item in self.items(where, vectors=True):
+                batch.append(item)
+                if len(batch) >= 1000:  # noqa: PLR2004  # a page
+                    write(batch)
+                    advance(len(batch))
+                    written += len(batch)
+                    batch = []
+            write(batch)
+            advance(len(batch))
+        return written + len(batch)

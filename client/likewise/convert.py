@@ -1,0 +1,258 @@
+"""Between messages and results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+
+from likewise import results
+from likewise.errors import InvalidArgument, LikewiseError
+from likewise.results import Float32
+from likewise.transport import error_from
+from likewise_proto.v1 import collection_pb2 as cpb
+from likewise_proto.v1 import common_pb2 as pb
+from likewise_proto.v1 import embedding_pb2 as epb
+from likewise_proto.v1 import head_pb2 as hpb
+
+DTYPES = {pb.DTYPE_FLOAT32: "<f4", pb.DTYPE_FLOAT16: "<f2"}
+POOLINGS: dict[str, pb.Pooling.ValueType] = {
+    "": pb.POOLING_UNSPECIFIED,
+    "avg": pb.POOLING_AVG,
+    "gem": pb.POOLING_GEM,
+    "max": pb.POOLING_MAX,
+    "cls": pb.POOLING_CLS,
+}
+METRICS: dict[str, cpb.Metric.ValueType] = {
+    "cosine": cpb.METRIC_COSINE,
+    "dot": cpb.METRIC_DOT,
+    "l2": cpb.METRIC_L2,
+}
+OUTCOMES: dict[cpb.Outcome.ValueType, str] = {
+    cpb.OUTCOME_CREATED: "created",
+    cpb.OUTCOME_UPDATED: "updated",
+    cpb.OUTCOME_UNCHANGED: "unchanged",
+}
+
+
+def backbone_ref(name: str | None, layer: str = "", pooling: str = "") -> pb.BackboneRef:
+    """Return the reference to a feature; `name` may also be "name?layer=…&pooling=…" as results print it."""
+    name, _, query = (name or "").partition("?")
+    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    pooling = pooling or options.get("pooling", "")
+    if pooling not in POOLINGS:
+        raise InvalidArgument(f"unknown pooling {pooling!r}: use avg, gem, max or cls")
+    return pb.BackboneRef(name=name, layer=layer or options.get("layer", ""), pooling=POOLINGS[pooling])
+
+
+def backbone_name(space: pb.Space) -> str:
+    """Return "name", or "name?layer=…&pooling=…" for another than the default feature; "" for none."""
+    ref = space.backbone
+    pooling = next(name for name, number in POOLINGS.items() if number == ref.pooling)
+    options = [f"{key}={value}" for key, value in (("layer", ref.layer), ("pooling", pooling)) if value]
+    return ref.name + ("?" + "&".join(options) if options else "")
+
+
+def matrix(message: pb.Matrix) -> Float32:
+    """Return the (rows, cols) float32 array in a message."""
+    values: Float32 = np.frombuffer(message.data, DTYPES[message.dtype]).astype(np.float32)
+    return values.reshape(message.rows, message.cols)
+
+
+def matrix_message(vectors: Any) -> pb.Matrix:
+    """Return the message of an (n, dim) array. Raises InvalidArgument for another shape."""
+    array = np.asarray(vectors, dtype="<f4")
+    if array.ndim != 2:  # noqa: PLR2004  # a matrix
+        raise InvalidArgument(f"vectors are an (n, dim) array; this one is {array.shape}")
+    return pb.Matrix(data=array.tobytes(), dtype=pb.DTYPE_FLOAT32, rows=array.shape[0], cols=array.shape[1])
+
+
+def struct(values: dict[str, Any]) -> Struct:
+    """Return the message of a JSON object. Raises InvalidArgument for what JSON cannot hold."""
+    message = Struct()
+    try:
+        message.update(values)
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument(f"attributes and options are JSON values: {error}") from error
+    return message
+
+
+def plain(message: Struct) -> dict[str, Any]:
+    """Return a JSON object, whole numbers as int."""
+    values: dict[str, Any] = _integers(MessageToDict(message))
+    return values
+
+
+def _integers(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, list):
+        return [_integers(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _integers(v) for k, v in value.items()}
+    return value
+
+
+def timings(message: pb.StageTimings) -> results.Timings:
+    """Return stage timings."""
+    return results.Timings(
+        message.decode_ms,
+        message.queue_ms,
+        message.forward_ms,
+        message.store_ms,
+        message.head_ms,
+        message.total_ms,
+    )
+
+
+def outcome(message: cpb.UpsertResult) -> results.Outcome:
+    """Return what became of one item."""
+    if message.HasField("error"):
+        return results.Outcome(message.id, "failed", error_from(message.error))
+    return results.Outcome(message.id, OUTCOMES[message.outcome])
+
+
+def item(message: cpb.Item) -> results.Item:
+    """Return a stored item."""
+    info = message.info
+    vector: Float32 | None = np.frombuffer(message.vector, "<f4").astype(np.float32) if message.vector else None
+    return results.Item(
+        id=info.id,
+        label=info.label if info.HasField("label") else None,
+        attributes=plain(info.attributes),
+        uri=info.uri,
+        content_hash=info.content_hash,
+        updated_at=message.update_time.ToNanoseconds() / 1e9,
+        vector=vector,
+    )
+
+
+def hits(message: cpb.QueryResult, reply: cpb.SearchResponse) -> results.Hits:
+    """Return the hits of one query."""
+    return results.Hits(
+        [_hit(hit) for hit in message.hits],
+        exact=reply.exact,
+        measured_recall=reply.measured_recall if reply.HasField("measured_recall") else None,
+        scanned=reply.scanned,
+        filtered_count=reply.filtered_count if reply.HasField("filtered_count") else None,
+        error=error_from(message.error) if message.HasField("error") else None,
+        timings=timings(reply.timings),
+    )
+
+
+def _hit(message: cpb.Hit) -> results.Hit:
+    info = message.info
+    label = info.label if info.HasField("label") else None
+    return results.Hit(info.id, message.score, label, plain(info.attributes), info.uri)
+
+
+def collection(message: cpb.Collection) -> results.CollectionInfo:
+    """Return a collection's description."""
+    return results.CollectionInfo(
+        name=message.name,
+        count=message.count,
+        dim=message.space.dim,
+        metric=next(name for name, number in METRICS.items() if number == message.metric),
+        backbone=backbone_name(message.space),
+        fingerprint=message.space.fingerprint,
+        created_at=message.create_time.ToNanoseconds() / 1e9,
+        bytes=dict(message.bytes),
+    )
+
+
+def head(message: hpb.Head) -> results.Head:
+    """Return a head's description."""
+    m = message.metrics
+    metrics = results.HeadMetrics(
+        accuracy=m.accuracy if m.HasField("accuracy") else None,
+        accuracy_low=m.accuracy_low if m.HasField("accuracy_low") else None,
+        accuracy_high=m.accuracy_high if m.HasField("accuracy_high") else None,
+        chance=m.chance,
+        items=m.items,
+        held_out=m.held_out,
+        method=m.method,
+        false_reject_rate=m.false_reject_rate if m.HasField("false_reject_rate") else None,
+        unknown_accept_rate=m.unknown_accept_rate if m.HasField("unknown_accept_rate") else None,
+        temperature=m.temperature,
+        note=m.note,
+    )
+    return results.Head(
+        name=message.name,
+        version=message.version,
+        kind=message.kind,
+        collection=message.collection,
+        fingerprint=message.space.fingerprint,
+        classes=tuple(message.classes),
+        class_counts=dict(message.class_counts),
+        metrics=metrics,
+        reason=message.reason,
+        warnings=tuple(message.warnings),
+        options=plain(message.options),
+        created_at=message.create_time.ToNanoseconds() / 1e9,
+    )
+
+
+def prediction(message: hpb.Prediction, reply: hpb.ClassifyResponse) -> results.Prediction:
+    """Return one answer."""
+    error: LikewiseError | None = error_from(message.error) if message.HasField("error") else None
+    return results.Prediction(
+        label=message.label if message.HasField("label") else None,
+        best=message.best,
+        score=message.score,
+        probabilities=dict(zip(reply.classes, message.probabilities, strict=not error)),
+        novelty=message.novelty,
+        threshold=message.threshold,
+        neighbours=tuple(results.Neighbour(n.id, n.label, n.similarity) for n in message.neighbours),
+        head_version=reply.version,
+        fingerprint=reply.fingerprint,
+        error=error,
+    )
+
+
+def evaluation(message: hpb.EvaluateHeadResponse) -> results.Evaluation:
+    """Return how a head did."""
+
+    def maybe(name: str) -> float | None:
+        return float(getattr(message, name)) if message.HasField(name) else None  # type: ignore[arg-type]  # a field's name
+
+    size = len(message.labels) + 1
+    return results.Evaluation(
+        version=message.version,
+        items=message.items,
+        known_items=message.known_items,
+        training_items=message.training_items,
+        accuracy=maybe("accuracy"),
+        accuracy_low=maybe("accuracy_low"),
+        accuracy_high=maybe("accuracy_high"),
+        macro_f1=maybe("macro_f1"),
+        ece=maybe("ece"),
+        false_reject_rate=maybe("false_reject_rate"),
+        unknown_accept_rate=maybe("unknown_accept_rate"),
+        classes=tuple(results.ClassReport(c.label, c.precision, c.recall, c.f1, c.support) for c in message.classes),
+        labels=tuple(message.labels),
+        confusion=np.array(message.confusion, dtype=np.int64).reshape(size, size),
+        rejection_curve=tuple(zip(message.coverages, message.accuracies, strict=True)),
+    )
+
+
+def backbone(message: epb.BackboneInfo) -> results.BackboneInfo:
+    """Return a backbone's description."""
+    return results.BackboneInfo(
+        name=message.name,
+        served=message.served,
+        fingerprint=message.space.fingerprint,
+        dim=message.space.dim,
+        device=message.device,
+        precision=message.precision,
+        layers=tuple(message.layers),
+        input_size=message.input_size,
+    )
+
+
+def server_info(message: epb.GetServerInfoResponse) -> results.ServerInfo:
+    """Return who answers."""
+    m = message.limits
+    limits = results.Limits(m.max_message_bytes, m.max_items, m.max_image_bytes, m.max_pixels, m.max_k, m.stream_window)
+    return results.ServerInfo(message.version, message.default_backbone, message.device, message.uptime_s, limits)

@@ -1,0 +1,194 @@
+"""Put the server together from its settings, run it, and take it down without losing accepted work."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from likewise_proto.v1 import collection_pb2_grpc, embedding_pb2_grpc, head_pb2_grpc
+from likewise_server.backbones import registry
+from likewise_server.backbones.backbone import Backbone
+from likewise_server.engine.engine import Engine, build
+from likewise_server.errors import FailedPrecondition
+from likewise_server.images import ImageLimits
+from likewise_server.metrics import Metrics
+from likewise_server.servicers.collections import CollectionServicer
+from likewise_server.servicers.embedding import EmbeddingServicer
+from likewise_server.servicers.heads import HeadServicer
+from likewise_server.servicers.interceptor import CallInterceptor
+from likewise_server.servicers.limits import Limits
+from likewise_server.settings import Settings
+from likewise_server.store import open_store
+
+log = structlog.get_logger()
+
+SERVICES = (
+    "likewise.v1.EmbeddingService",
+    "likewise.v1.CollectionService",
+    "likewise.v1.HeadService",
+)
+HEALTH_PERIOD_S = 1.0
+
+
+@dataclass(slots=True)
+class Running:
+    """A server that listens on `port`."""
+
+    server: grpc.aio.Server
+    engine: Engine
+    health: health.aio.HealthServicer
+    port: int
+    watcher: asyncio.Task[None]
+
+    async def stop(self, grace_s: float) -> None:
+        """Say not ready, answer what was accepted within `grace_s` seconds, then let go of everything."""
+        self.watcher.cancel()
+        await self.health.enter_graceful_shutdown()
+        await self.server.stop(grace_s)
+        await asyncio.to_thread(self.engine.close)
+
+
+def package_version() -> str:
+    """Return the installed version."""
+    try:
+        return version("likewise")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def load_backbones(settings: Settings) -> dict[str, Backbone]:
+    """Load every backbone asked for. Raises what tells the person which weights to put where."""
+    device = registry.choose_device(settings.device)
+    precision = registry.choose_precision(settings.precision, device)
+    backbones: dict[str, Backbone] = {}
+    for name in settings.backbone:
+        backbone = registry.load(name, weights_dir=settings.weights_dir, device=device, precision=precision)
+        log.info("backbone loaded", name=name, source=backbone.network.source, device=str(device), precision=precision)
+        backbones[name] = backbone
+    return backbones
+
+
+async def start(settings: Settings) -> Running:
+    """Open the store, load the backbones, prove them with a forward each, and listen.
+
+    Raises FailedPrecondition when asked to listen beyond this machine without `insecure`.
+    """
+    if not settings.is_loopback() and not settings.insecure:
+        raise FailedPrecondition(
+            f"--host {settings.host} is reachable from other machines and this server has no TLS or tokens yet: "
+            "keep 127.0.0.1, put a proxy that authenticates in front, or say --insecure"
+        )
+    metrics = Metrics()
+    store = await asyncio.to_thread(open_store, settings.data)
+    try:
+        backbones = await asyncio.to_thread(load_backbones, settings)
+    except BaseException:
+        store.close()
+        raise
+    engine = build(
+        backbones,
+        store,
+        limits=ImageLimits(settings.max_image_bytes, settings.max_pixels),
+        max_batch=settings.max_batch,
+        decode_threads=settings.decode_threads or os.cpu_count() or 1,
+        queue_items=settings.queue_items,
+        queue_bytes=settings.queue_bytes,
+        on_batch=metrics.on_batch,
+    )
+    try:
+        await engine.ready()
+        server, servicer = _server(settings, engine, metrics)
+        port = _listen(server, settings)
+        await server.start()
+    except BaseException:
+        await asyncio.to_thread(engine.close)
+        raise
+    metrics.watch(engine)
+    if settings.metrics_port is not None:
+        log.info("metrics", port=metrics.serve(settings.host, settings.metrics_port))
+    await _set_health(servicer, health_pb2.HealthCheckResponse.SERVING)
+    watcher = asyncio.create_task(_watch(engine, servicer))
+    return Running(server, engine, servicer, port, watcher)
+
+
+def _server(settings: Settings, engine: Engine, metrics: Metrics) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    limits = Limits(
+        max_message_bytes=settings.max_message_bytes,
+        max_items=settings.max_items,
+        max_image_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_pixels,
+        max_k=settings.max_k,
+        stream_window=settings.stream_window,
+    )
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor(metrics.on_call)],
+        options=[
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a pool
+        ],
+    )
+    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(
+        EmbeddingServicer(engine, limits, package_version()), server
+    )
+    collection_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(engine, limits), server)
+    head_pb2_grpc.add_HeadServiceServicer_to_server(HeadServicer(engine, limits), server)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server, servicer
+
+
+def _listen(server: grpc.aio.Server, settings: Settings) -> int:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        port = server.add_insecure_port(f"{host}:{settings.port}")
+    except RuntimeError as error:
+        port = 0
+        cause: Exception | None = error
+    else:
+        cause = None
+    if not port:
+        raise FailedPrecondition(
+            f"cannot listen on {settings.host}:{settings.port}: is another server there? Choose another --port"
+        ) from cause
+    return int(port)
+
+
+async def _watch(engine: Engine, servicer: health.aio.HealthServicer) -> None:
+    """Keep health truthful: not serving once a thread that everything needs has died."""
+    while True:
+        await asyncio.sleep(HEALTH_PERIOD_S)
+        if not engine.healthy():
+            log.error("unhealthy", device_thread=engine.batcher.alive(), store=engine.store.healthy())
+            await _set_health(servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+
+async def _set_health(
+    servicer: health.aio.HealthServicer, status: health_pb2.HealthCheckResponse.ServingStatus
+) -> None:
+    for service in ("", *SERVICES):
+        await servicer.set(service, status)
+
+
+async def run(settings: Settings, announce: Callable[[int], None]) -> None:
+    """Serve until SIGINT or SIGTERM; call `announce` with the port once ready."""
+    running = await start(settings)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    announce(running.port)
+    await stopping.wait()
+    log.info("stopping", grace_s=settings.grace_s)
+    await running.stop(settings.grace_s)
+    log.info("stopped")

@@ -1,0 +1,1 @@
+"""Frozen pretrained networks: found by name, loaded, and run on one device."""

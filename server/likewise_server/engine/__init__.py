@@ -1,0 +1,1 @@
+"""The wire-free core: embed, add, search, train, classify."""

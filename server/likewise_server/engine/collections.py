@@ -1,0 +1,230 @@
+"""Collections: images or vectors in, hits out; the store keeps them, the embedder makes their vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likewise_server.backbones.base import BackboneRef
+from likewise_server.engine.embedding import Embedder
+from likewise_server.engine.queries import (
+    ByIds,
+    Query,
+    check_space,
+    collection_ref,
+    external_fingerprint,
+    resolve,
+)
+from likewise_server.engine.timings import Timings
+from likewise_server.engine.workers import Workers
+from likewise_server.errors import InvalidArgument, LikewiseError
+from likewise_server.store.types import Attributes, CollectionInfo, Hit, Item, Metric, NewItem, Outcome, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """One item to store: an encoded `image`, or a `vector` (dim,) float32."""
+
+    id: str
+    image: bytes | None = None
+    vector: NDArray[np.float32] | None = None
+    label: str | None = None
+    attributes: Attributes = field(default_factory=dict)
+    uri: str = ""
+    content_hash: str = ""  # of a bare vector's source; computed here for images
+
+
+@dataclass(slots=True)
+class Upserted:
+    """One outcome or error per item, in order."""
+
+    outcomes: list[Outcome | LikewiseError]
+    fingerprint: str
+    timings: Timings
+
+
+@dataclass(slots=True)
+class Found:
+    """One list of hits, or one error, per query, in order, and how the search was done."""
+
+    results: list[list[Hit] | LikewiseError]
+    exact: bool
+    measured_recall: float | None
+    scanned: int
+    filtered_count: int | None
+    fingerprint: str
+    timings: Timings
+
+
+class Collections:
+    """What can be done with collections."""
+
+    def __init__(self, store: Store, embedder: Embedder, workers: Workers) -> None:
+        self.store = store
+        self._embedder = embedder
+        self._workers = workers
+
+    async def create(
+        self,
+        name: str,
+        *,
+        ref: BackboneRef | None = None,
+        dim: int = 0,
+        metric: Metric = "cosine",
+        request_id: str = "",
+    ) -> CollectionInfo:
+        """Create a collection for a backbone's feature (the default one without `dim`), or of bare vectors."""
+        if dim:
+            fingerprint, backbone = external_fingerprint(dim), ""
+        else:
+            space = await self._embedder.space(ref)
+            dim, fingerprint, backbone = space.dim, space.fingerprint, str(space.backbone)
+        return await self._workers.run(
+            self.store.create_collection,
+            name,
+            dim=dim,
+            metric=metric,
+            fingerprint=fingerprint,
+            backbone=backbone,
+            request_id=request_id,
+        )
+
+    async def upsert(
+        self,
+        collection: str,
+        items: Sequence[Upsert],
+        *,
+        fingerprint: str = "",
+        skip_unchanged: bool = False,
+        deadline: float | None = None,
+    ) -> Upserted:
+        """Embed what are images and store all; returns when it is durable.
+
+        With `skip_unchanged`, an image whose bytes are stored already keeps its vector instead of
+        running through the network again. Raises NotFound and FailedPrecondition for the whole call.
+        """
+        timings = Timings()
+        info = await self._workers.run(self.store.get_collection, collection)
+        if any(item.vector is not None for item in items):
+            check_space(info, fingerprint)
+        outcomes: list[Outcome | LikewiseError | None] = [None] * len(items)
+        hashes = await self._workers.run(_hashes, items)
+        vectors: dict[int, NDArray[np.float32]] = {}
+        if skip_unchanged:
+            with timings.stage("store"):
+                vectors = await self._workers.run(self._known_vectors, collection, items, hashes)
+        fresh = [i for i, item in enumerate(items) if item.image is not None and i not in vectors]
+        if fresh:
+            ref = await collection_ref(self._embedder, info)
+            images = [items[i].image or b"" for i in fresh]
+            embedded = await self._embedder.embed(images, ref, deadline=deadline, wait=True)
+            timings.absorb(embedded.timings)
+            for row, i in enumerate(fresh):
+                if row in embedded.errors:
+                    outcomes[i] = embedded.errors[row]
+                else:
+                    vectors[i] = embedded.vectors[row]
+        ready: list[int] = []
+        new: list[NewItem] = []
+        for i, item in enumerate(items):
+            vector = vectors.get(i, item.vector)
+            if outcomes[i] is not None:
+                continue
+            if vector is None:
+                outcomes[i] = InvalidArgument("the item has neither an image nor a vector")
+                continue
+            ready.append(i)
+            new.append(NewItem(item.id, vector, item.label, item.attributes, item.uri, hashes[i]))
+        with timings.stage("store"):
+            stored = await self._workers.run(self.store.upsert, collection, new, fingerprint=info.fingerprint)
+        for i, outcome in zip(ready, stored, strict=True):
+            outcomes[i] = outcome
+        return Upserted([o for o in outcomes if o is not None], info.fingerprint, timings)
+
+    def _known_vectors(
+        self, collection: str, items: Sequence[Upsert], hashes: Sequence[str]
+    ) -> dict[int, NDArray[np.float32]]:
+        """Return the stored vectors of those items whose image bytes have not changed, by position."""
+        images = [i for i, item in enumerate(items) if item.image is not None and item.id]
+        stored = self.store.get(collection, [items[i].id for i in images], vectors=True)
+        return {
+            i: was.vector
+            for i, was in zip(images, stored, strict=True)
+            if was is not None and was.vector is not None and was.content_hash == hashes[i]
+        }
+
+    async def search(
+        self, collection: str, query: Query, k: int, *, where: str = "", deadline: float | None = None
+    ) -> Found:
+        """Return the `k` nearest items of each query. An id's own item is left out of its hits.
+
+        Raises NotFound, InvalidArgument (k, filter) and FailedPrecondition (space) for the whole call.
+        """
+        timings = Timings()
+        info = await self._workers.run(self.store.get_collection, collection)
+        resolved = await resolve(
+            query,
+            info,
+            embedder=self._embedder,
+            store=self.store,
+            workers=self._workers,
+            timings=timings,
+            deadline=deadline,
+        )
+        usable = resolved.usable
+        own = [query.ids[i] for i in usable] if isinstance(query, ByIds) else []
+        with timings.stage("store"):
+            # One more than asked, so that leaving out the item itself still leaves k.
+            found = await self._workers.run(
+                self.store.search, collection, resolved.vectors[usable], k + bool(own), where=where
+            )
+        results: list[list[Hit] | LikewiseError] = [resolved.errors.get(i, []) for i in range(len(resolved.vectors))]
+        for row, i in enumerate(usable):
+            hits = found.hits[row]
+            if own:
+                hits = [hit for hit in hits if hit.item.id != own[row]][:k]
+            results[i] = hits
+        return Found(
+            results,
+            exact=found.exact,
+            measured_recall=found.measured_recall,
+            scanned=found.scanned,
+            filtered_count=found.filtered_count,
+            fingerprint=info.fingerprint,
+            timings=timings,
+        )
+
+    async def get(self, collection: str, ids: Sequence[str], *, vectors: bool) -> tuple[list[Item | None], str]:
+        """Return one item or None per id, in order, and the space's fingerprint."""
+        info = await self._workers.run(self.store.get_collection, collection)
+        return await self._workers.run(self.store.get, collection, ids, vectors=vectors), info.fingerprint
+
+    async def list_items(
+        self, collection: str, *, where: str, page_size: int, page_token: str, vectors: bool
+    ) -> tuple[list[Item], str, str]:
+        """Return a page of items, the next page's token ("" at the end), and the space's fingerprint."""
+        info = await self._workers.run(self.store.get_collection, collection)
+        items, token = await self._workers.run(
+            self.store.list_items,
+            collection,
+            where=where,
+            page_size=page_size,
+            page_token=page_token,
+            vectors=vectors,
+        )
+        return items, token, info.fingerprint
+
+    async def delete(self, collection: str, ids: Sequence[str], where: str) -> int:
+        """Delete by ids or by filter; refuses to delete everything by an empty request."""
+        if bool(ids) == bool(where):
+            raise InvalidArgument("say which items: either ids, or a filter")
+        chosen = list(ids) if ids else None
+        return await self._workers.run(self.store.delete, collection, chosen, where=where)
+
+
+def _hashes(items: Sequence[Upsert]) -> list[str]:
+    return [item.content_hash if item.image is None else hashlib.sha256(item.image).hexdigest() for item in items]

@@ -1,0 +1,24 @@
+"""Heads: light classifiers on frozen vectors.
+
+Labelled vectors go in; a `TrainedHead` comes out, which turns further vectors into `Prediction`s, and
+itself into bytes. Nothing here knows of images, collections or the wire.
+"""
+
+from likewise_server.heads.evaluate import ClassReport, Evaluation, evaluate
+from likewise_server.heads.head import Metrics, Neighbour, Prediction, TrainedHead
+from likewise_server.heads.options import HeadOptions
+from likewise_server.heads.registry import kinds
+from likewise_server.heads.train import train
+
+__all__ = [
+    "ClassReport",
+    "Evaluation",
+    "HeadOptions",
+    "Metrics",
+    "Neighbour",
+    "Prediction",
+    "TrainedHead",
+    "evaluate",
+    "kinds",
+    "train",
+]

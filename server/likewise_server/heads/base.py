@@ -1,0 +1,161 @@
+"""What a kind of head is: it turns a `Problem` into a `Fit`, and says what held-out rows would have scored.
+
+A head file defines one `Kind`; everything around it (checks, calibration, rejection, metrics, storage) is
+shared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from likewise_server.heads.options import HeadOptions
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+Rows = NDArray[np.intp]
+Arrays = dict[str, NDArray[np.float64]]
+
+
+class Scorer(Protocol):
+    """A fitted head: two views of the same m vectors in, logits out."""
+
+    def logits(self, Z: Matrix, similarities: NDArray[np.floating]) -> Matrix:
+        """Score vectors.
+
+        Z is (m, d) float64, unit rows in the head's scoring space; similarities is (m, n), their cosines
+        to the n supports. Returns (m, C) float64.
+        """
+        ...
+
+    def arrays(self) -> Arrays:
+        """Return the state, all of it, as float64 arrays."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """logits = Z·W + b, with W (d, C) and b (C,). Ignores the similarities."""
+
+    W: Matrix
+    b: Vector
+
+    def __post_init__(self) -> None:
+        # One memory layout: a transposed W takes another BLAS path, which may round differently.
+        object.__setattr__(self, "W", np.ascontiguousarray(self.W))
+
+    def logits(self, Z: Matrix, similarities: NDArray[np.floating]) -> Matrix:  # noqa: ARG002
+        """See Scorer."""
+        return np.asarray(Z @ self.W + self.b)
+
+    def arrays(self) -> Arrays:
+        """See Scorer."""
+        return {"W": self.W, "b": self.b}
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, NDArray[np.float64]]) -> Linear:
+        """Build again from `arrays()`."""
+        return cls(arrays["W"], arrays["b"])
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Labelled unit vectors: Z (n, d) float64, y (n,) class numbers. Every class has at least one row."""
+
+    Z: Matrix
+    y: Rows
+    n_classes: int
+    options: HeadOptions
+    totals: Rows | None = None
+    """Class sizes to weigh up to, (C,): a fold keeps the proportions of the whole."""
+
+    @property
+    def counts(self) -> Rows:
+        """Rows per class, (C,)."""
+        return np.bincount(self.y, minlength=self.n_classes)
+
+    @property
+    def one_hot(self) -> Matrix:
+        """(n, C) of 0 and 1."""
+        return np.eye(self.n_classes)[self.y]
+
+    @property
+    def weights(self) -> Vector:
+        """Weight of each row, (n,), of mean 1."""
+        balanced = self.options.class_weight == "balanced"
+        totals = np.ones(self.n_classes) if balanced else self.counts if self.totals is None else self.totals
+        weights = (totals / self.counts)[self.y]
+        return np.asarray(weights / weights.mean(), dtype=np.float64)
+
+    def take(self, rows: Rows) -> Problem:
+        """Return the problem of these rows only."""
+        return replace(self, Z=self.Z[rows], y=self.y[rows])
+
+    def fixing(self, chosen: Mapping[str, float]) -> Problem:
+        """Return the same problem with what a fit chose as its options."""
+        return replace(self, options=replace(self.options, **chosen))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A scorer and the hyperparameters that were chosen for it, named as options are."""
+
+    scorer: Scorer
+    chosen: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    held_out: HeldOut | None = None
+    """Where choosing the hyperparameters has already found it."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Logits (r, C) that the rows (r,) got from a fit that had not seen them."""
+
+    logits: Matrix
+    rows: Rows
+    n_folds: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of head.
+
+    held_out takes a problem whose hyperparameters are fixed and never sees a row whose class has no other.
+    options names those of HeadOptions that it has besides the common ones.
+    one_shot_temperature serves where no row can be held out; docs/heads.md says how it was measured.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    fit: Callable[[Problem], Fit]
+    held_out: Callable[[Problem], HeldOut]
+    restore: Callable[[Mapping[str, NDArray[np.float64]]], Scorer]
+    one_shot_temperature: float
+
+
+def holdable(problem: Problem) -> Rows:
+    """Return the rows that can be held out: those whose class keeps another one."""
+    return np.flatnonzero(problem.counts[problem.y] >= 2)  # noqa: PLR2004
+
+
+def unit_rows(X: NDArray[np.floating], mean: Vector | None = None) -> Matrix:
+    """Scale each row of X (n, d) to length 1; given a mean (d,), subtract it and scale again. Float64.
+
+    A row that the mean reduces to nothing becomes zeros: its direction would be rounding noise.
+    """
+    Z = np.asarray(X, dtype=np.float64)
+    Z = np.asarray(Z / np.linalg.norm(Z, axis=1, keepdims=True), dtype=np.float64)
+    if mean is None:
+        return Z
+    Z = Z - mean
+    length = np.linalg.norm(Z, axis=1, keepdims=True)
+    tiny = length < 1e-6  # noqa: PLR2004  (float32's rounding on a unit vector)
+    Z[tiny[:, 0]] = 0.0
+    return np.asarray(Z / np.where(tiny, 1.0, length), dtype=np.float64)

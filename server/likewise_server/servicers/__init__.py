@@ -1,0 +1,1 @@
+"""The wire: messages in, engine calls, messages out. Thin on purpose."""

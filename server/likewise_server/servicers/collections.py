@@ -1,0 +1,238 @@
+"""CollectionService: messages in, the engine's items and hits out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from likewise_proto.v1 import collection_pb2 as cpb
+from likewise_proto.v1.collection_pb2_grpc import CollectionServiceServicer
+from likewise_server.engine.collections import Collections, Upsert
+from likewise_server.engine.engine import Engine
+from likewise_server.errors import InvalidArgument, LikewiseError
+from likewise_server.servicers import convert
+from likewise_server.servicers.context import Context, deadline_of
+from likewise_server.servicers.limits import Limits
+from likewise_server.servicers.queries import query_from
+from likewise_server.servicers.windows import in_order
+from likewise_server.store.types import Hit, Outcome
+
+# Messages of one upsert stream that are embedded side by side; replies keep their order.
+UPSERTS_IN_FLIGHT = 4
+ITEM_BYTES = 2048  # what an item without its vector is reckoned at when a page is cut to fit a message
+
+OUTCOMES = {
+    Outcome.CREATED: cpb.OUTCOME_CREATED,
+    Outcome.UPDATED: cpb.OUTCOME_UPDATED,
+    Outcome.UNCHANGED: cpb.OUTCOME_UNCHANGED,
+}
+
+
+class CollectionServicer(CollectionServiceServicer):
+    """Keeps items and searches them."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self._collections: Collections = engine.collections
+        self._store = engine.store
+        self._workers = engine.workers
+        self._limits = limits
+
+    async def CreateCollection(
+        self,
+        request: cpb.CreateCollectionRequest,
+        context: Context,  # noqa: ARG002  # the signature is gRPC's
+    ) -> cpb.CreateCollectionResponse:
+        """Create a collection of a backbone's space, or of bare vectors."""
+        external = request.WhichOneof("source") == "dim"
+        if external and not request.dim:
+            raise InvalidArgument("dim is 0: say how many numbers a vector has, or name a backbone")
+        info = await self._collections.create(
+            request.name,
+            ref=None if external else convert.ref_from(request.backbone),
+            dim=request.dim if external else 0,
+            metric=convert.metric_from(request.metric),
+            request_id=request.request_id,
+        )
+        return cpb.CreateCollectionResponse(collection=convert.collection_to(info))
+
+    async def GetCollection(
+        self,
+        request: cpb.GetCollectionRequest,
+        context: Context,  # noqa: ARG002
+    ) -> cpb.GetCollectionResponse:
+        """Return one collection."""
+        info = await self._workers.run(self._store.get_collection, request.name)
+        return cpb.GetCollectionResponse(collection=convert.collection_to(info))
+
+    async def ListCollections(
+        self,
+        request: cpb.ListCollectionsRequest,
+        context: Context,  # noqa: ARG002
+    ) -> cpb.ListCollectionsResponse:
+        """Return a page of collections."""
+        size = self._limits.page(request.page_size)
+        infos, token = await self._workers.run(self._store.list_collections, size, request.page_token)
+        return cpb.ListCollectionsResponse(
+            collections=[convert.collection_to(info) for info in infos], next_page_token=token
+        )
+
+    async def DeleteCollection(
+        self,
+        request: cpb.DeleteCollectionRequest,
+        context: Context,  # noqa: ARG002
+    ) -> cpb.DeleteCollectionResponse:
+        """Delete a collection with its items and heads."""
+        await self._workers.run(self._store.delete_collection, request.name)
+        return cpb.DeleteCollectionResponse()
+
+    async def UpsertItems(
+        self, requests: AsyncIterator[cpb.UpsertItemsRequest], context: Context
+    ) -> AsyncIterator[cpb.UpsertItemsResponse]:
+        """Reply to each message once its items are durable."""
+        collection: list[str] = []
+
+        async def one(request: cpb.UpsertItemsRequest) -> cpb.UpsertItemsResponse:
+            if request.collection:
+                collection[:] = [request.collection]
+            if not collection:
+                raise InvalidArgument("the first message of the stream must name the collection")
+            return await self._upsert(collection[0], request, context)
+
+        async for reply in in_order(requests, one, UPSERTS_IN_FLIGHT):
+            yield reply
+
+    async def _upsert(
+        self, collection: str, request: cpb.UpsertItemsRequest, context: Context
+    ) -> cpb.UpsertItemsResponse:
+        self._limits.check_items(len(request.items), "items")
+        items: list[Upsert] = []
+        results = [cpb.UpsertResult(id=item.info.id) for item in request.items]
+        sound: list[cpb.UpsertResult] = []
+        for item, result in zip(request.items, results, strict=True):
+            try:
+                items.append(_upsert_item(item))
+            except LikewiseError as error:
+                result.error.CopyFrom(convert.status_of(error))
+            else:
+                sound.append(result)
+        done = await self._collections.upsert(
+            collection,
+            items,
+            fingerprint=request.fingerprint,
+            skip_unchanged=request.skip_unchanged,
+            deadline=deadline_of(context),
+        )
+        for outcome, result in zip(done.outcomes, sound, strict=True):
+            if isinstance(outcome, LikewiseError):
+                result.error.CopyFrom(convert.status_of(outcome))
+            else:
+                result.outcome = OUTCOMES[outcome]
+        return cpb.UpsertItemsResponse(
+            results=results,
+            request_id=request.request_id,
+            fingerprint=done.fingerprint,
+            timings=convert.timings_to(done.timings),
+        )
+
+    async def GetItems(
+        self,
+        request: cpb.GetItemsRequest,
+        context: Context,  # noqa: ARG002
+    ) -> cpb.GetItemsResponse:
+        """Return the items found and the ids that were not."""
+        self._limits.check_items(len(request.ids), "ids")
+        items, fingerprint = await self._collections.get(
+            request.collection, list(request.ids), vectors=request.with_vectors
+        )
+        return cpb.GetItemsResponse(
+            items=[convert.item_to(item) for item in items if item],
+            missing_ids=[i for i, item in zip(request.ids, items, strict=True) if item is None],
+            fingerprint=fingerprint,
+        )
+
+    async def ListItems(
+        self,
+        request: cpb.ListItemsRequest,
+        context: Context,  # noqa: ARG002
+    ) -> cpb.ListItemsResponse:
+        """Return a page of items."""
+        info = await self._workers.run(self._store.get_collection, request.collection)
+        row_bytes = ITEM_BYTES + 4 * info.dim * request.with_vectors
+        items, token, fingerprint = await self._collections.list_items(
+            request.collection,
+            where=request.where,
+            page_size=self._limits.page(request.page_size, row_bytes=row_bytes),
+            page_token=request.page_token,
+            vectors=request.with_vectors,
+        )
+        return cpb.ListItemsResponse(
+            items=[convert.item_to(item) for item in items], next_page_token=token, fingerprint=fingerprint
+        )
+
+    async def CountItems(
+        self,
+        request: cpb.CountItemsRequest,
+        context: Context,  # noqa: ARG002
+    ) -> cpb.CountItemsResponse:
+        """Count the items that match."""
+        count = await self._workers.run(self._store.count, request.collection, request.where)
+        return cpb.CountItemsResponse(count=count)
+
+    async def DeleteItems(
+        self,
+        request: cpb.DeleteItemsRequest,
+        context: Context,  # noqa: ARG002
+    ) -> cpb.DeleteItemsResponse:
+        """Delete by ids or by filter."""
+        self._limits.check_items(len(request.ids), "ids")
+        deleted = await self._collections.delete(request.collection, list(request.ids), request.where)
+        return cpb.DeleteItemsResponse(deleted=deleted)
+
+    async def Search(self, request: cpb.SearchRequest, context: Context) -> cpb.SearchResponse:
+        """Return the nearest items of each query."""
+        self._limits.check_k(request.k)
+        found = await self._collections.search(
+            request.collection,
+            query_from(request, self._limits),
+            request.k,
+            where=request.where,
+            deadline=deadline_of(context),
+        )
+        return cpb.SearchResponse(
+            results=[_query_result(result) for result in found.results],
+            exact=found.exact,
+            measured_recall=found.measured_recall,
+            scanned=found.scanned,
+            filtered_count=found.filtered_count,
+            fingerprint=found.fingerprint,
+            timings=convert.timings_to(found.timings),
+        )
+
+    async def CheckCollection(
+        self,
+        request: cpb.CheckCollectionRequest,
+        context: Context,  # noqa: ARG002
+    ) -> cpb.CheckCollectionResponse:
+        """Verify what is stored; with `repair`, rebuild what is derived."""
+        report = await self._workers.run(self._store.fsck, request.collection, repair=request.repair)
+        return cpb.CheckCollectionResponse(
+            items_checked=report.checked.get("items", 0), problems=report.problems, repaired=report.repaired
+        )
+
+
+def _upsert_item(item: cpb.UpsertItem) -> Upsert:
+    content = item.WhichOneof("content")
+    return Upsert(
+        id=item.info.id,
+        image=item.image.data if content == "image" else None,
+        vector=convert.vector_from(item.vector) if content == "vector" else None,
+        label=item.info.label if item.info.HasField("label") else None,
+        attributes=convert.attributes_from(item.info.attributes),
+        uri=item.info.uri,
+        content_hash=item.info.content_hash,
+    )
+
+
+def _query_result(result: list[Hit] | LikewiseError) -> cpb.QueryResult:
+    if isinstance(result, LikewiseError):
+        return cpb.QueryResult(error=convert.status_of(result))
+    return cpb.QueryResult(hits=[cpb.Hit(info=convert.item_info_to(h.item), score=h.score) for h in result])

@@ -1,0 +1,138 @@
+"""EmbeddingService: messages in, the engine's vectors out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+from likewise_proto.v1 import common_pb2 as pb
+from likewise_proto.v1 import embedding_pb2 as epb
+from likewise_proto.v1.embedding_pb2_grpc import EmbeddingServiceServicer
+from likewise_server.backbones import registry
+from likewise_server.backbones.base import BackboneRef
+from likewise_server.engine.engine import Engine
+from likewise_server.errors import InvalidArgument
+from likewise_server.servicers import convert
+from likewise_server.servicers.context import Context, deadline_of
+from likewise_server.servicers.limits import Limits
+from likewise_server.servicers.windows import as_ready
+
+
+class EmbeddingServicer(EmbeddingServiceServicer):
+    """Embeds images and says what is served."""
+
+    def __init__(self, engine: Engine, limits: Limits, version: str) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._version = version
+        self._started = time.monotonic()
+
+    async def Embed(self, request: epb.EmbedRequest, context: Context) -> epb.EmbedResponse:
+        """Return one row per image."""
+        self._limits.check_items(len(request.images), "images")
+        if not request.images:
+            raise InvalidArgument("no images: send at least one")
+        images = [image.data for image in request.images]
+        result = await self._engine.embedder.embed(
+            images, convert.ref_from(request.backbone), deadline=deadline_of(context)
+        )
+        return epb.EmbedResponse(
+            vectors=convert.matrix_to(result.vectors, request.dtype),
+            errors=[
+                pb.ItemError(index=index, status=convert.status_of(error))
+                for index, error in sorted(result.errors.items())
+            ],
+            space=convert.space_to(result.space),
+            timings=convert.timings_to(result.timings),
+        )
+
+    async def EmbedStream(
+        self, requests: AsyncIterator[epb.EmbedStreamRequest], context: Context
+    ) -> AsyncIterator[epb.EmbedStreamResponse]:
+        """Reply to each image as its vector is ready."""
+        first: list[tuple[BackboneRef, pb.DType.ValueType]] = []
+
+        async def one(request: epb.EmbedStreamRequest) -> epb.EmbedStreamResponse:
+            if not first:
+                first.append((convert.ref_from(request.backbone), request.dtype))
+            ref = convert.ref_from(request.backbone) if request.HasField("backbone") else first[0][0]
+            result = await self._engine.embedder.embed(
+                [request.image.data], ref, deadline=deadline_of(context), wait=True
+            )
+            reply = epb.EmbedStreamResponse(
+                item_id=request.item_id,
+                space=convert.space_to(result.space),
+                timings=convert.timings_to(result.timings),
+            )
+            if result.errors:
+                reply.error.CopyFrom(convert.status_of(result.errors[0]))
+            else:
+                reply.vector.CopyFrom(convert.matrix_to(result.vectors, request.dtype or first[0][1]))
+            return reply
+
+        async for reply in as_ready(requests, one, self._limits.stream_window):
+            yield reply
+
+    async def ListBackbones(
+        self,
+        request: epb.ListBackbonesRequest,
+        context: Context,  # noqa: ARG002  # the signature is gRPC's
+    ) -> epb.ListBackbonesResponse:
+        """List what is served first, then what could be."""
+        served = self._engine.embedder.backbones
+        names = list(served)
+        if not request.served_only:
+            names += [name for name in registry.known_names() if name not in served]
+        size = self._limits.page(request.page_size)
+        start = _offset(request.page_token)
+        page = names[start : start + size]
+        return epb.ListBackbonesResponse(
+            backbones=[self._describe(name) for name in page],
+            next_page_token=str(start + size) if start + size < len(names) else "",
+        )
+
+    def _describe(self, name: str) -> epb.BackboneInfo:
+        backbone = self._engine.embedder.backbones.get(name)
+        if backbone is None:
+            return epb.BackboneInfo(name=name)
+        space = backbone.space(backbone.ref())
+        return epb.BackboneInfo(
+            name=name,
+            served=True,
+            space=convert.space_to(space) if space else None,
+            device=str(backbone.device),
+            precision=backbone.precision,
+            layers=backbone.layers,
+            input_size=backbone.preprocessing.crop,
+        )
+
+    async def GetServerInfo(
+        self,
+        request: epb.GetServerInfoRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> epb.GetServerInfoResponse:
+        """Say what clients must know to cut their requests."""
+        name, backbone = next(iter(self._engine.embedder.backbones.items()))
+        limits = self._limits
+        return epb.GetServerInfoResponse(
+            version=self._version,
+            limits=epb.Limits(
+                max_message_bytes=limits.max_message_bytes,
+                max_items=limits.max_items,
+                max_image_bytes=limits.max_image_bytes,
+                max_pixels=limits.max_pixels,
+                max_k=limits.max_k,
+                stream_window=limits.stream_window,
+            ),
+            default_backbone=name,
+            device=str(backbone.device),
+            uptime_s=time.monotonic() - self._started,
+        )
+
+
+def _offset(token: str) -> int:
+    if not token:
+        return 0
+    if not token.isascii() or not token.isdigit():
+        raise InvalidArgument("page_token: pass the next_page_token of the page before, unchanged")
+    return int(token)

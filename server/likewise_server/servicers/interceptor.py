@@ -1,0 +1,118 @@
+"""Around every call: a request id, one log line, metrics, and errors turned into statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+
+from likewise_server.errors import Internal, LikewiseError
+from likewise_server.servicers.context import Context
+from likewise_server.servicers.convert import status_of
+
+log = structlog.get_logger()
+
+REQUEST_ID = "x-request-id"
+DETAILS = "grpc-status-details-bin"
+OURS = "/likewise.v1."
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+OnCall = Callable[[str, str, float], None]  # method, code, seconds
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of the likewise services; health and reflection pass as they are."""
+
+    def __init__(self, on_call: OnCall) -> None:
+        self._on_call = on_call
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the handler of a method, wrapped."""
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(OURS):
+            return handler
+        method = details.method.removeprefix(OURS)
+        given = str(dict(details.invocation_metadata or ()).get(REQUEST_ID, ""))
+        if handler.response_streaming:
+            wrapped = self._stream(handler.stream_stream or handler.unary_stream, method, given)
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+        else:
+            wrapped = self._unary(handler.stream_unary or handler.unary_unary, method, given)
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+    def _unary(self, behaviour: Callable[..., Awaitable[Any]], method: str, given: str) -> Callable[..., Any]:
+        async def run(request: Any, context: Context) -> Any:
+            call = _Call(self._on_call, method, given)
+            try:
+                reply = await behaviour(request, context)
+            except BaseException as error:  # every way out is counted, then raised or turned
+                await call.fail(error, context)
+                raise
+            call.end("OK", context)
+            return reply
+
+        return run
+
+    def _stream(
+        self, behaviour: Callable[..., AsyncIterator[Any]], method: str, given: str
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def run(request: Any, context: Context) -> AsyncIterator[Any]:
+            call = _Call(self._on_call, method, given)
+            try:
+                async for reply in behaviour(request, context):
+                    yield reply
+            except BaseException as error:
+                await call.fail(error, context)
+                raise
+            call.end("OK", context)
+
+        return run
+
+
+class _Call:
+    """One call, from its first line to its status."""
+
+    def __init__(self, on_call: OnCall, method: str, given: str) -> None:
+        self._on_call = on_call
+        self._method = method
+        # Only what is safe to print is taken over from the caller.
+        self._id = given if re.fullmatch(r"[\w.:/-]{1,64}", given, re.ASCII) else uuid.uuid4().hex[:16]
+        self._started = time.monotonic()
+
+    def end(self, code: str, context: Context, **facts: object) -> None:
+        seconds = time.monotonic() - self._started
+        context.set_trailing_metadata(((REQUEST_ID, self._id),))
+        self._on_call(self._method, code, seconds)
+        log.info("call", method=self._method, code=code, ms=round(seconds * 1e3, 1), request_id=self._id, **facts)
+
+    async def fail(self, error: BaseException, context: Context) -> None:
+        """Answer with the error's status; what is not ours becomes a fixed text, its details go to the log."""
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            self.end("CANCELLED", context)
+            return
+        if not isinstance(error, LikewiseError):
+            log.error("unexpected error", method=self._method, request_id=self._id, exc_info=error)
+            error = Internal(f"internal error; the server's log has the details under request id {self._id}")
+        self.end(error.code.name, context, message=error.message[:200])
+        details = status_of(error).SerializeToString()
+        trailing = ((REQUEST_ID, self._id), (DETAILS, details))
+        await context.abort(CODES[int(error.code)], error.message, trailing)

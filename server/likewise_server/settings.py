@@ -1,0 +1,79 @@
+"""Every setting, once: flags > LIKEWISE_… in the environment > likewise.toml > the defaults here.
+
+Only app.py and cli.py read them; the rest of the server gets plain arguments.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+MIB = 2**20
+
+
+class Settings(BaseSettings):
+    """What `likewise serve` can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="LIKEWISE_", toml_file="likewise.toml", extra="ignore")
+
+    data: Path = Field(Path("likewise-data"), description="directory of the collections and heads")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(50051, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    backbone: Annotated[list[str], NoDecode] = Field(
+        ["likewise-tiny"], min_length=1, description="backbones to serve; the first is the default"
+    )
+    device: str = Field("auto", description="auto, cpu or cuda:N")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 where the device computes it natively with auto"
+    )
+    weights_dir: Path | None = Field(None, description="where weights are looked for before any download")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="port for Prometheus metrics; none by default")
+    insecure: bool = Field(False, description="allow listening beyond this machine without TLS and tokens")
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    grace_s: float = Field(10.0, ge=0, description="seconds that accepted work gets at shutdown")
+    max_batch: int = Field(32, ge=1, le=1024, description="images in one forward pass")
+    decode_threads: int = Field(0, ge=0, le=256, description="threads that decode images; 0: one per core")
+    max_message_bytes: int = Field(64 * MIB, ge=MIB, description="largest gRPC message, either way")
+    max_items: int = Field(1024, ge=1, description="images, vectors, ids or queries in one message")
+    max_image_bytes: int = Field(32 * MIB, ge=1, description="largest encoded image")
+    max_pixels: int = Field(64_000_000, ge=1, description="largest image, in pixels, checked before decoding")
+    max_k: int = Field(10_000, ge=1, le=10_000, description="largest k of a search")
+    queue_items: int = Field(4096, ge=1, description="images admitted at once, over all callers")
+    queue_bytes: int = Field(512 * MIB, ge=MIB, description="encoded bytes admitted at once, over all callers")
+    stream_window: int = Field(64, ge=1, description="images in flight on one stream")
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Accept "resnet50,likewise-tiny" from the environment."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put flags before the environment before the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    def is_loopback(self) -> bool:
+        """Return whether only this machine can reach `host`."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"

@@ -1,0 +1,62 @@
+"""Stores keep collections. `open_store` gives the engine asked for; all of them keep the `Store` protocol."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeAlias
+
+from likewise_server.errors import InvalidArgument
+from likewise_server.store.types import (
+    Attributes,
+    CollectionInfo,
+    FsckReport,
+    HeadRow,
+    Hit,
+    Item,
+    Labelled,
+    Metric,
+    NewItem,
+    Outcome,
+    SearchResult,
+    Store,
+)
+
+__all__ = [
+    "ENGINES",
+    "Attributes",
+    "CollectionInfo",
+    "FsckReport",
+    "HeadRow",
+    "Hit",
+    "Item",
+    "Labelled",
+    "Metric",
+    "NewItem",
+    "Outcome",
+    "SearchResult",
+    "Store",
+    "open_store",
+]
+
+Opener: TypeAlias = Callable[[str | os.PathLike[str]], Store]
+
+
+def _embedded() -> Opener:
+    from likewise_server.store.embedded import EmbeddedStore  # noqa: PLC0415  # loads only the engine in use
+
+    return EmbeddedStore
+
+
+ENGINES: dict[str, Callable[[], Opener]] = {"embedded": _embedded}
+
+
+def open_store(path: str | os.PathLike[str], engine: str = "embedded") -> Store:
+    """Open a store.
+
+    Raises InvalidArgument for an unknown engine and FailedPrecondition where the data is in use or of a
+    newer format.
+    """
+    if engine not in ENGINES:
+        raise InvalidArgument(f"There is no store engine {engine!r}; choose one of {', '.join(ENGINES)}.")
+    return ENGINES[engine]()(path)

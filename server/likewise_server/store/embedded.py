@@ -1,0 +1,338 @@
+"""The embedded store: SQLite keeps everything, FAISS and NumPy answer the searches.
+
+A write: checked here → one transaction on the writer's thread, synced → applied to the index → returned.
+A search: one read transaction and the snapshot of the index at the same `seq`, so that the filter, the
+nearest rows and their items all are of one moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from likewise_server.errors import InvalidArgument, LikewiseError, NotFound
+from likewise_server.store import catalog, heads, items, schema, segments
+from likewise_server.store.filter_sql import where_clause
+from likewise_server.store.fsck import Fsck
+from likewise_server.store.index import Indexes
+from likewise_server.store.lock import DirectoryLock
+from likewise_server.store.maintenance import Maintenance
+from likewise_server.store.pages import make_token, page_limit, read_token
+from likewise_server.store.schema import ReadPool
+from likewise_server.store.searching import Searcher, check_fingerprint
+from likewise_server.store.segments import SegmentFiles
+from likewise_server.store.types import (
+    Attributes,
+    CollectionInfo,
+    Float32,
+    FsckReport,
+    HeadRow,
+    Item,
+    Labelled,
+    Metric,
+    NewItem,
+    Outcome,
+    SearchResult,
+)
+from likewise_server.store.writer import Writer
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    from likewise_server.store.catalog import Collection
+    from likewise_server.store.items import Change
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddedStore:
+    """Keeps collections in one data directory, for one process; see `Store` for what the methods promise."""
+
+    def __init__(self, data: str | os.PathLike[str]) -> None:
+        """Open or make the directory.
+
+        Raises FailedPrecondition if another process has it or a newer release wrote it.
+        """
+        folder = Path(data)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = DirectoryLock(folder / "lock")
+        path = folder / "likewise.db"
+        try:
+            connection = schema.connect(path)
+            try:
+                schema.migrate(connection, path)
+                self._files = SegmentFiles(folder)
+                for name in self._files.unreferenced(connection):
+                    self._files.remove(name)
+            except BaseException:
+                connection.close()
+                raise
+        except Exception as error:
+            self._lock.release()
+            raise schema.translated(error) from error
+        self._closed = False
+        self._closing = threading.Lock()
+        self._indexes = Indexes()
+        self._reads = ReadPool(path)
+        self._writer = Writer(connection)
+        self._maintenance = Maintenance(self._reads, self._writer, self._files, self._indexes)
+        self._searcher = Searcher(self._reads, self._maintenance)
+        self._fsck = Fsck(self._reads, self._writer, self._files, self._indexes, self._maintenance)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Collections
+
+    def create_collection(
+        self,
+        name: str,
+        *,
+        dim: int,
+        metric: Metric = "cosine",
+        fingerprint: str,
+        backbone: str = "",
+        request_id: str = "",
+    ) -> CollectionInfo:
+        """Make an empty collection, or return the one that this request made before."""
+        made = self._writer.call(
+            lambda db: catalog.create(
+                db,
+                name,
+                dim=dim,
+                metric=metric,
+                fingerprint=fingerprint,
+                backbone=backbone,
+                request_id=request_id,
+            )
+        )
+        return self.get_collection(made.name)
+
+    def get_collection(self, name: str) -> CollectionInfo:
+        """Return one collection."""
+        with self._reads.transaction() as db:
+            collection = catalog.find(db, name)
+            return self._info(collection, segments.current(db, collection.id))
+
+    def list_collections(self, page_size: int, page_token: str = "") -> tuple[list[CollectionInfo], str]:
+        """Return a page of collections, by name."""
+        limit = page_limit(page_size)
+        listing = ("collections",)
+        (after,) = read_token(page_token, listing, [""])
+        with self._reads.transaction() as db:
+            found = catalog.page(db, str(after), limit + 1)
+            infos = [self._info(each, segments.current(db, each.id)) for each in found[:limit]]
+        return infos, make_token(listing, [infos[-1].name]) if len(found) > limit else ""
+
+    def _info(self, collection: Collection, segment: segments.SegmentRow | None) -> CollectionInfo:
+        index = self._indexes.peek(collection.id)
+        snapshot = index.snapshot if index is not None else None
+        return CollectionInfo(
+            collection.name,
+            collection.dim,
+            collection.metric,
+            collection.fingerprint,
+            collection.backbone,
+            collection.item_count,
+            collection.created_at,
+            {
+                "sqlite": collection.item_count * collection.dim * 4,
+                "segments": segment.bytes if segment is not None else 0,
+                "delta": int(snapshot.delta.rows.nbytes) if snapshot is not None else 0,
+            },
+        )
+
+    def delete_collection(self, name: str) -> None:
+        """Delete a collection with all that belongs to it."""
+        collection_id, file = self._writer.call(lambda db: catalog.delete(db, name))
+        self._indexes.drop(collection_id)
+        if file is not None:
+            self._files.remove(file)
+
+    def _find(self, name: str) -> Collection:
+        with self._reads.transaction() as db:
+            return catalog.find(db, name)
+
+    # Items
+
+    def upsert(
+        self, collection: str, new_items: Sequence[NewItem], *, fingerprint: str
+    ) -> list[Outcome | LikewiseError]:
+        """Store items; one entry per item, in order."""
+        target = self._find(collection)
+        check_fingerprint(target, fingerprint, "vectors")
+        good, errors = items.prepare_all(new_items, target)
+        outcomes: Iterator[Outcome] = iter(())
+        if good:
+            weight = sum(len(item.data) + len(item.attributes) for item in good)
+            done, _ = self._writer.call(
+                lambda db: items.upsert(db, target.id, good),
+                lambda result: self._apply(result[1]),
+                weight=weight,
+            )
+            outcomes = iter(done)
+        return [next(outcomes) if error is None else error for error in errors]
+
+    def _apply(self, change: Change | None) -> None:
+        """Bring the index up to date; on the writer's thread, after the commit."""
+        if change is not None:
+            index = self._indexes.peek(change.collection_id)
+            if index is not None and index.apply(change):
+                self._maintenance.request(change.collection_id)
+
+    def unchanged(self, collection: str, ids_and_hashes: Sequence[tuple[str, str]]) -> list[bool]:
+        """Tell for each id whether the stored content hash is that one; never for an empty hash."""
+        with self._reads.transaction() as db:
+            target = catalog.find(db, collection)
+            stored = items.content_hashes(db, target.id, [each for each, _ in ids_and_hashes])
+        return [bool(content_hash) and stored.get(each) == content_hash for each, content_hash in ids_and_hashes]
+
+    def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Item | None]:
+        """Return one entry per id, in order, None where there is no such item."""
+        with self._reads.transaction() as db:
+            found = items.by_id(db, catalog.find(db, collection), ids, with_vectors=vectors)
+        return [found.get(each) for each in ids]
+
+    def list_items(
+        self,
+        collection: str,
+        *,
+        where: str = "",
+        page_size: int = 100,
+        page_token: str = "",
+        vectors: bool = False,
+    ) -> tuple[list[Item], str]:
+        """Return a page of items, by id."""
+        limit = page_limit(page_size)
+        condition = where_clause(where)
+        with self._reads.transaction() as db:
+            target = catalog.find(db, collection)
+            listing = ("items", str(target.id), where)
+            (after,) = read_token(page_token, listing, [""])
+            found = items.page(db, target, condition, str(after), limit + 1, with_vectors=vectors)
+        return found[:limit], make_token(listing, [found[limit - 1].id]) if len(found) > limit else ""
+
+    def count(self, collection: str, where: str = "") -> int:
+        """Return the number of items, or of those that match."""
+        condition = where_clause(where)
+        with self._reads.transaction() as db:
+            return items.count(db, catalog.find(db, collection), condition)
+
+    def delete(self, collection: str, ids: Sequence[str] | None = None, *, where: str = "") -> int:
+        """Delete the items named, or those that match, or with both those named that match."""
+        condition = where_clause(where)
+        if ids is None and not condition[0]:
+            raise InvalidArgument("Nothing says what to delete: give ids or a filter, or delete the collection.")
+        target = self._find(collection)
+        deleted, _ = self._writer.call(
+            lambda db: items.delete(db, target.id, ids, condition), lambda result: self._apply(result[1])
+        )
+        return deleted
+
+    def search(
+        self,
+        collection: str,
+        queries: Float32,
+        k: int,
+        *,
+        where: str = "",
+        exclude_ids: Sequence[str] = (),
+        fingerprint: str = "",
+    ) -> SearchResult:
+        """Find the `k` nearest items of each query, exactly."""
+        return self._searcher.search(
+            collection, queries, k, where=where, exclude_ids=exclude_ids, fingerprint=fingerprint
+        )
+
+    def labelled(self, collection: str, *, where: str = "") -> Labelled:
+        """Return every item that has a label, in order of insertion."""
+        condition = where_clause(where)
+        with self._reads.transaction() as db:
+            return items.labelled(db, catalog.find(db, collection), condition)
+
+    def mean_vector(self, collection: str, limit: int = 20_000) -> Float32:
+        """Return the mean of the first `limit` L2-normalised vectors, `(dim,)`; zeros if there are none."""
+        with self._reads.transaction() as db:
+            return items.mean_vector(db, catalog.find(db, collection), limit)
+
+    # Heads
+
+    def save_head(
+        self, collection: str, name: str, kind: str, meta: Attributes, blob: bytes, request_id: str = ""
+    ) -> HeadRow:
+        """Store the next version of a head, or return the one that this request stored before."""
+        target = self._find(collection)
+        return self._writer.call(
+            lambda db: heads.save(db, target.id, name, kind, meta, blob, request_id), weight=len(blob)
+        )
+
+    def get_head(self, collection: str, name: str, version: int = 0) -> HeadRow:
+        """Return a version of a head, 0 for the latest."""
+        with self._reads.transaction() as db:
+            return heads.get(db, catalog.find(db, collection), name, version)
+
+    def list_heads(
+        self,
+        collection: str,
+        *,
+        name: str = "",
+        page_size: int = 100,
+        page_token: str = "",
+        blobs: bool = False,
+    ) -> tuple[list[HeadRow], str]:
+        """Return a page of head versions, by name and version; without blobs unless asked."""
+        limit = page_limit(page_size)
+        with self._reads.transaction() as db:
+            target = catalog.find(db, collection)
+            listing = ("heads", str(target.id), name)
+            after_name, after_version = read_token(page_token, listing, ["", 0])
+            after = (str(after_name), int(after_version))
+            found = heads.page(db, target, name, after, limit + 1, blobs=blobs)
+        token = make_token(listing, [found[limit - 1].name, found[limit - 1].version]) if len(found) > limit else ""
+        return found[:limit], token
+
+    def delete_head(self, collection: str, name: str, version: int = 0) -> int:
+        """Delete a version of a head, 0 for all of them; return how many."""
+        target = self._find(collection)
+        return self._writer.call(lambda db: heads.delete(db, target.id, name, version))
+
+    # Care
+
+    def fsck(self, collection: str = "", *, repair: bool = False) -> FsckReport:
+        """Check one collection or everything; with `repair`, rebuild what is derived."""
+        return self._fsck.run(collection, repair=repair)
+
+    def checkpoint(self, collection: str = "") -> None:
+        """Write segments of what is in none yet."""
+        for collection_id in [self._find(collection).id] if collection else self._maintenance.dirty():
+            with suppress(NotFound) if not collection else nullcontext():
+                self._maintenance.checkpoint(collection_id)
+
+    def healthy(self) -> bool:
+        """Tell whether writes can still be taken."""
+        return self._writer.healthy()
+
+    def close(self) -> None:
+        """Checkpoint what is dirty, finish the writes and let go of the directory. Closing twice is fine."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._maintenance.close()
+            try:
+                if self._writer.healthy():
+                    self.checkpoint()
+            except LikewiseError:
+                # The rows are in the database; the next start takes a little longer.
+                logger.exception("The last checkpoint failed")
+            finally:
+                self._writer.close()
+                self._reads.close()
+                self._lock.release()

@@ -1,0 +1,200 @@
+"""The database: its tables, how a connection is set up, and how its errors become ours."""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from likewise_server.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    LikewiseError,
+    ResourceExhausted,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_TRANSLATED = (sqlite3.Error, OSError, MemoryError, UnicodeEncodeError, OverflowError)
+APPLICATION_ID = 0x4C494B45  # "LIKE"
+
+# One script per version of the format, applied in order; never edit one that was released.
+MIGRATIONS = (
+    """
+    CREATE TABLE collections (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE,
+        dim INTEGER NOT NULL,
+        metric TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        backbone TEXT NOT NULL,
+        request_id TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        seq INTEGER NOT NULL DEFAULT 0,         -- goes up by one with each write to the items
+        item_count INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE TABLE items (
+        vid INTEGER PRIMARY KEY AUTOINCREMENT,  -- a new one per version of an item, never reused
+        collection_id INTEGER NOT NULL REFERENCES collections (id) ON DELETE CASCADE,
+        ext_id TEXT NOT NULL,
+        label TEXT,
+        attributes TEXT NOT NULL,
+        uri TEXT NOT NULL,
+        content_hash TEXT NOT NULL,
+        updated_at REAL NOT NULL,
+        UNIQUE (collection_id, ext_id)
+    );
+    CREATE INDEX items_by_label ON items (collection_id, label);
+    CREATE TABLE vectors (                      -- apart, so that a scan of the items skips them
+        vid INTEGER PRIMARY KEY REFERENCES items (vid) ON DELETE CASCADE,
+        data BLOB NOT NULL,                     -- float32, little-endian, as given
+        crc INTEGER NOT NULL
+    );
+    CREATE TABLE segments (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        collection_id INTEGER NOT NULL REFERENCES collections (id) ON DELETE CASCADE,
+        file TEXT NOT NULL UNIQUE,
+        factory TEXT NOT NULL,
+        row_count INTEGER NOT NULL,
+        up_to_seq INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        sha256 TEXT NOT NULL,
+        faiss_version TEXT NOT NULL,
+        measured_recall REAL,
+        created_at REAL NOT NULL
+    );
+    CREATE INDEX segments_by_collection ON segments (collection_id);
+    CREATE TABLE head_names (                   -- outlives the versions, so that none is numbered twice
+        collection_id INTEGER NOT NULL REFERENCES collections (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        last_version INTEGER NOT NULL,
+        PRIMARY KEY (collection_id, name)
+    );
+    CREATE TABLE heads (
+        collection_id INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        meta TEXT NOT NULL,
+        data BLOB NOT NULL,
+        crc INTEGER NOT NULL,
+        created_at REAL NOT NULL,
+        request_id TEXT NOT NULL,
+        PRIMARY KEY (collection_id, name, version),
+        FOREIGN KEY (collection_id, name) REFERENCES head_names (collection_id, name) ON DELETE CASCADE
+    );
+    CREATE UNIQUE INDEX heads_by_request ON heads (collection_id, name, request_id) WHERE request_id <> '';
+    """,
+)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a connection in autocommit, usable from one thread at a time; a commit on it is an fsync."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA busy_timeout = 10000")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA fullfsync = ON")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+        connection.execute("PRAGMA cache_size = -32768")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the database to the newest format; raises FailedPrecondition for one from the future."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(MIGRATIONS):
+        raise FailedPrecondition(
+            f"{path} has format {version}; this release reads up to {len(MIGRATIONS)}. "
+            "Start the newer release that wrote it."
+        )
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def translated(error: Exception) -> Exception:
+    """Return the error that a caller should see for one that SQLite raised; others come back as they are."""
+    if isinstance(error, LikewiseError) or not isinstance(error, _TRANSLATED):
+        return error
+    text = str(error)
+    name = getattr(error, "sqlite_errorname", None) or ""
+    ours: LikewiseError
+    if isinstance(error, UnicodeEncodeError):
+        ours = InvalidArgument("A text holds half a surrogate pair, which is not a character.")
+    elif isinstance(error, OverflowError):
+        ours = InvalidArgument("A number does not fit into 64 bits.")
+    elif "parser stack overflow" in text or "Expression tree is too large" in text:
+        ours = InvalidArgument("The filter nests `and` and `or` too deep. Write it with fewer parentheses.")
+    elif isinstance(error, MemoryError):
+        ours = ResourceExhausted("There is not enough memory for this. Send less at once.")
+    elif "disk is full" in text or name == "SQLITE_FULL" or getattr(error, "errno", None) in {28, 122}:
+        ours = ResourceExhausted("The disk is full: nothing was written. Free some space and try again.")
+    elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        ours = Unavailable("The database is locked by another program. Try again.", retry_after_s=1.0)
+    else:
+        ours = Internal(f"The database failed: {error}. Run `likewise collections fsck`.")
+    ours.__cause__ = error
+    return ours
+
+
+class ReadPool:
+    """Read-only connections, lent to one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection that sees one state of the database throughout."""
+        if self._closed:
+            raise Unavailable("The store is closed. Start the server again.")
+        connection = None
+        try:
+            connection = self._borrow()
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.rollback()
+        except _TRANSLATED as error:
+            raise translated(error) from error
+        finally:
+            if connection is not None:
+                self._give_back(connection)
+
+    def _borrow(self) -> sqlite3.Connection:
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            connection = connect(self._path)
+            connection.execute("PRAGMA query_only = ON")
+            return connection
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.put(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """Close the idle connections now and the lent ones when they come back."""
+        with self._lock:
+            self._closed = True
+        while not self._idle.empty():
+            self._idle.get_nowait().close()

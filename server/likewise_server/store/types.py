@@ -1,0 +1,261 @@
+"""What goes into a store and what comes out: plain frozen values, and the protocol every engine keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from likewise_server.errors import LikewiseError
+
+Metric: TypeAlias = Literal["cosine", "dot", "l2"]
+Float32: TypeAlias = NDArray[np.float32]
+Int64: TypeAlias = NDArray[np.int64]
+Bool: TypeAlias = NDArray[np.bool_]
+Attributes: TypeAlias = dict[str, Any]
+"""JSON values: str, int, float, bool, None, and lists and dicts of them."""
+
+
+class Outcome(StrEnum):
+    """What an upsert did to one item."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """A collection as it is now.
+
+    `created_at` is in Unix seconds. `bytes_by_part` has `sqlite` (vectors in the database, without
+    attributes and indexes), `segments` (files) and `delta` (rows in memory that no segment holds yet).
+    """
+
+    name: str
+    dim: int
+    metric: Metric
+    fingerprint: str
+    backbone: str
+    count: int
+    created_at: float
+    bytes_by_part: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """An item to be stored. `vector` is `(dim,)` float32 and is kept as given, never normalised."""
+
+    id: str
+    vector: Float32 = field(compare=False)
+    label: str | None = None
+    attributes: Attributes = field(default_factory=dict)
+    uri: str = ""
+    content_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A stored item. `updated_at` is in Unix seconds; `vector`, `(dim,)` float32, only if asked for."""
+
+    id: str
+    label: str | None
+    attributes: Attributes
+    uri: str
+    content_hash: str
+    updated_at: float
+    vector: Float32 | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One found item. `score`: larger is nearer; cosine, dot product, or minus the Euclidean distance."""
+
+    item: Item
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """One list of hits per query, in the order of the queries, nearest first.
+
+    `exact`: every row that could match was compared. `measured_recall`: of an approximate segment, None
+    where the answer is exact. `scanned`: rows compared per query. `filtered_count`: rows that the `where`
+    matches, None without one.
+    """
+
+    hits: list[list[Hit]]
+    exact: bool
+    measured_recall: float | None
+    scanned: int
+    filtered_count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """The labelled items of a collection in insertion order: `vectors` is `(n, dim)` float32, as stored."""
+
+    ids: list[str]
+    vectors: Float32
+    labels: list[str]
+    content_hashes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRow:
+    """One version of a head. `blob` is opaque here; listings leave it empty unless asked."""
+
+    collection: str
+    name: str
+    version: int
+    kind: str
+    meta: Attributes
+    blob: bytes
+    created_at: float
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FsckReport:
+    """What a check looked at, what it found wrong and what it set right."""
+
+    checked: dict[str, int]
+    problems: list[str]
+    repaired: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was wrong."""
+        return not self.problems
+
+
+class Store(Protocol):
+    """Keeps collections, their items and their heads. Calls block; every method is safe from any thread.
+
+    What a write returned is on disk and seen by every later read. All errors are `LikewiseError`s.
+    """
+
+    def create_collection(
+        self,
+        name: str,
+        *,
+        dim: int,
+        metric: Metric = "cosine",
+        fingerprint: str,
+        backbone: str = "",
+        request_id: str = "",
+    ) -> CollectionInfo:
+        """Make an empty collection.
+
+        The same name, specification and non-empty `request_id` again gives the collection made before.
+        Raises AlreadyExists for a taken name and InvalidArgument for a bad name, dim or metric.
+        """
+
+    def get_collection(self, name: str) -> CollectionInfo:
+        """Return one collection; raises NotFound."""
+
+    def list_collections(self, page_size: int, page_token: str = "") -> tuple[list[CollectionInfo], str]:
+        """Return a page of collections by name, and the token of the next page, empty at the end."""
+
+    def delete_collection(self, name: str) -> None:
+        """Delete a collection with its items and heads; raises NotFound."""
+
+    def upsert(self, collection: str, items: Sequence[NewItem], *, fingerprint: str) -> list[Outcome | LikewiseError]:
+        """Store items; one entry per item, in order, an error where that item could not be stored.
+
+        Raises NotFound, and FailedPrecondition where `fingerprint` is not the collection's.
+        """
+
+    def unchanged(self, collection: str, ids_and_hashes: Sequence[tuple[str, str]]) -> list[bool]:
+        """Tell for each id whether the stored content hash is that one; never for an empty hash."""
+
+    def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Item | None]:
+        """Return one entry per id, in order, None where there is no such item."""
+
+    def list_items(
+        self,
+        collection: str,
+        *,
+        where: str = "",
+        page_size: int = 100,
+        page_token: str = "",
+        vectors: bool = False,
+    ) -> tuple[list[Item], str]:
+        """Return a page of items by id, and the token of the next page, empty at the end.
+
+        An item present throughout is seen exactly once, whatever is written between the pages.
+        """
+
+    def count(self, collection: str, where: str = "") -> int:
+        """Return the number of items, or of those that match."""
+
+    def delete(self, collection: str, ids: Sequence[str] | None = None, *, where: str = "") -> int:
+        """Delete the items named, or those that match, or with both those named that match; return how many.
+
+        Raises InvalidArgument where neither is given.
+        """
+
+    def search(
+        self,
+        collection: str,
+        queries: Float32,
+        k: int,
+        *,
+        where: str = "",
+        exclude_ids: Sequence[str] = (),
+        fingerprint: str = "",
+    ) -> SearchResult:
+        """Find the `k` nearest items of each query, `(n, dim)` float32, ties in order of insertion.
+
+        With a `where`, as many as match, up to `k`. Raises InvalidArgument for a bad k, filter or query
+        value and FailedPrecondition for another dimension or, where one is given, another fingerprint.
+        """
+
+    def labelled(self, collection: str, *, where: str = "") -> Labelled:
+        """Return every item that has a label."""
+
+    def mean_vector(self, collection: str, limit: int = 20_000) -> Float32:
+        """Return the mean, `(dim,)`, of up to `limit` L2-normalised vectors; zeros if there are none."""
+
+    def save_head(
+        self, collection: str, name: str, kind: str, meta: Attributes, blob: bytes, request_id: str = ""
+    ) -> HeadRow:
+        """Store the next version of a head; versions are never reused.
+
+        The same non-empty `request_id` again gives the row stored before.
+        """
+
+    def get_head(self, collection: str, name: str, version: int = 0) -> HeadRow:
+        """Return a version of a head, 0 for the latest; raises NotFound."""
+
+    def list_heads(
+        self,
+        collection: str,
+        *,
+        name: str = "",
+        page_size: int = 100,
+        page_token: str = "",
+        blobs: bool = False,
+    ) -> tuple[list[HeadRow], str]:
+        """Return a page of head versions by name and version, and the token of the next page."""
+
+    def delete_head(self, collection: str, name: str, version: int = 0) -> int:
+        """Delete a version of a head, 0 for all of them; return how many; raises NotFound."""
+
+    def fsck(self, collection: str = "", *, repair: bool = False) -> FsckReport:
+        """Check one collection or all; with `repair`, rebuild what is derived."""
+
+    def checkpoint(self, collection: str = "") -> None:
+        """Write what is derived, for one collection or all, so that the next start is quick."""
+
+    def healthy(self) -> bool:
+        """Tell whether writes can still be taken."""
+
+    def close(self) -> None:
+        """Finish what is queued, checkpoint, and let go of the data."""

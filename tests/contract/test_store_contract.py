@@ -1,0 +1,450 @@
+"""What every store engine must do, checked against brute force."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from contract.store_model import Model, check_search
+from likewise_server.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    LikewiseError,
+    NotFound,
+    OutOfRange,
+    Unavailable,
+)
+from likewise_server.store import ENGINES, Metric, NewItem, Outcome, Store, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+DIM = 8
+METRICS: tuple[Metric, ...] = ("cosine", "dot", "l2")
+FILTERS = (
+    "",
+    "label = 'cat'",
+    "label is null",
+    "year >= 2020 and not exif.camera = 'Canon'",
+    "year in (2019, 2021) or label like 'D%'",
+    "id > 'i5'",
+    "year = 1",
+)
+
+
+@pytest.fixture(params=list(ENGINES))
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    opened: list[Store] = []
+
+    def open_again() -> Store:
+        while opened:
+            opened.pop().close()
+        opened.append(open_store(tmp_path / "data", request.param))
+        return opened[-1]
+
+    yield open_again
+    while opened:
+        opened.pop().close()
+
+
+@pytest.fixture
+def store(reopen: Callable[[], Store]) -> Store:
+    return reopen()
+
+
+def vector(*values: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return np.array([*values, *([0.0] * (DIM - len(values)))], np.float32)
+
+
+def made_up(n: int, seed: int = 0) -> list[NewItem]:
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-3, 4, (n, DIM)).astype(np.float32) + np.float32(0.5)  # a coarse grid: many ties
+    labels = ["cat", "dog", None]
+    return [
+        NewItem(
+            f"i{i}",
+            rows[i],
+            label=labels[i % 3],
+            attributes={"year": 2018 + i % 5, "exif": {"camera": ["Canon", "Nikon"][i % 2]}} if i % 7 else {},
+            uri=f"file:///{i}.jpg",
+            content_hash=f"h{i}",
+        )
+        for i in range(n)
+    ]
+
+
+def filled(store: Store, metric: Metric, items: list[NewItem]) -> Model:
+    model = Model(metric)
+    store.create_collection("c", dim=DIM, metric=metric, fingerprint="f")
+    assert store.upsert("c", items, fingerprint="f") == [model.upsert(item) for item in items]
+    return model
+
+
+def check_everything(store: Store, model: Model, seed: int = 1) -> None:
+    rng = np.random.default_rng(seed)
+    queries = np.concatenate(
+        [
+            rng.integers(-3, 4, (22, DIM)).astype(np.float32) + np.float32(0.25),
+            np.stack([item.vector for item in model.items.values()][:3]),
+        ]
+    )
+    for where in FILTERS:
+        for k in (1, 7, 1000):
+            check_search(model, store.search("c", queries, k, where=where), queries, k, where)
+        assert store.count("c", where) == len(model.matching(where))
+    exclude = [*list(model.items)[:5], "nobody"]
+    for where in FILTERS[:2]:
+        result = store.search("c", queries, 7, where=where, exclude_ids=exclude)
+        check_search(model, result, queries, 7, where, exclude)
+    assert store.get_collection("c").count == len(model.items)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_search_is_brute_force_through_every_change(reopen: Callable[[], Store], metric: Metric) -> None:
+    store = reopen()
+    model = filled(store, metric, made_up(300))
+    check_everything(store, model)
+    store.checkpoint("c")
+    check_everything(store, model)
+    changed = made_up(90, seed=5)
+    assert store.upsert("c", changed, fingerprint="f") == [model.upsert(item) for item in changed]
+    gone = [f"i{i}" for i in range(60, 140)]
+    assert store.delete("c", [*gone, "nobody"]) == len(gone)
+    for each in gone:
+        del model.items[each]
+    check_everything(store, model)
+    store = reopen()
+    check_everything(store, model)
+    assert store.fsck().ok
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_ties_come_in_order_of_insertion(store: Store, metric: Metric) -> None:
+    items = [NewItem(f"{i:03}", vector(1, 2, 3)) for i in range(150)]
+    model = filled(store, metric, items[:100])
+    store.checkpoint()
+    store.upsert("c", items[100:], fingerprint="f")
+    for item in items[100:]:
+        model.upsert(item)
+    for n in (1, 30):  # alone and in a batch FAISS works differently
+        queries = np.repeat(vector(1, 2, 2)[np.newaxis], n, axis=0)
+        check_search(model, store.search("c", queries, 10), queries, 10)
+
+
+def test_l2_score_is_minus_the_distance(store: Store) -> None:
+    filled(store, "l2", [NewItem("a", vector(3, 4)), NewItem("b", vector(0, 1))])
+    hits = store.search("c", vector(0, 0)[np.newaxis], 5).hits[0]
+    assert [(hit.item.id, hit.score) for hit in hits] == [("b", -1.0), ("a", -5.0)]
+
+
+def test_hits_carry_their_items(store: Store) -> None:
+    item = NewItem("a", vector(1), "cat", {"n": 1, "deep": {"list": [1, None, "x"]}}, "u", "h")
+    filled(store, "cosine", [item])
+    found = store.search("c", vector(2)[np.newaxis], 1).hits[0][0].item
+    assert (found.id, found.label, found.attributes, found.uri, found.content_hash) == (
+        ("a", "cat", item.attributes, "u", "h")
+    )
+    assert found.vector is None
+
+
+def test_empty_searches(store: Store) -> None:
+    store.create_collection("c", dim=DIM, fingerprint="f")
+    assert store.search("c", vector(1)[np.newaxis], 3).hits == [[]]
+    assert store.search("c", np.empty((0, DIM), np.float32), 3).hits == []
+    assert store.search("c", vector(1)[np.newaxis], 3, where="x = 1").hits == [[]]
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "error"),
+    [
+        (np.full((1, DIM), np.nan, np.float32), 1, InvalidArgument),
+        (np.full((1, DIM), np.inf, np.float32), 1, InvalidArgument),
+        (np.zeros((1, DIM), np.float32), 1, InvalidArgument),
+        (np.ones((1, DIM + 1), np.float32), 1, FailedPrecondition),
+        (np.ones(DIM, np.float32), 1, InvalidArgument),
+        (np.ones((1, DIM), np.float32), 0, InvalidArgument),
+        (np.ones((1, DIM), np.float32), 10_001, InvalidArgument),
+    ],
+)
+def test_bad_searches_are_refused(
+    store: Store, queries: np.ndarray[tuple[int, int], np.dtype[np.float32]], k: int, error: type[LikewiseError]
+) -> None:
+    filled(store, "cosine", made_up(3))
+    with pytest.raises(error):
+        store.search("c", queries, k)
+
+
+def test_another_space_is_refused_naming_both(store: Store) -> None:
+    filled(store, "cosine", made_up(3))
+    with pytest.raises(FailedPrecondition, match=r"'other'.*'f'"):
+        store.upsert("c", made_up(3), fingerprint="other")
+    with pytest.raises(FailedPrecondition, match=r"'other'.*'f'"):
+        store.search("c", np.ones((1, DIM), np.float32), 1, fingerprint="other")
+
+
+def test_a_bad_item_is_an_entry_and_its_neighbours_are_stored(store: Store) -> None:
+    good = made_up(2)
+    bad: list[tuple[NewItem, type[LikewiseError]]] = [
+        (NewItem("nan", vector(np.nan)), InvalidArgument),
+        (NewItem("inf", vector(np.inf)), InvalidArgument),
+        (NewItem("huge", vector(1e30)), InvalidArgument),
+        (NewItem("zero", vector()), InvalidArgument),
+        (NewItem("short", np.ones(DIM - 1, np.float32)), FailedPrecondition),
+        (NewItem("square", np.ones((1, DIM), np.float32)), InvalidArgument),
+        (NewItem("", vector(1)), InvalidArgument),
+        (NewItem("é" * 513, vector(1)), InvalidArgument),
+        (NewItem("nul\0", vector(1)), InvalidArgument),
+        (NewItem("\ud800", vector(1)), InvalidArgument),
+        (NewItem("label", vector(1), label="\udfff"), InvalidArgument),
+        (NewItem("a", vector(1), attributes={"x": float("nan")}), InvalidArgument),
+        (NewItem("a", vector(1), attributes={"x": {1: 2}}), InvalidArgument),
+        (NewItem("a", vector(1), attributes={"x": b"bytes"}), InvalidArgument),
+        (NewItem("a", vector(1), attributes={"x": "\ud800"}), InvalidArgument),
+        (NewItem("a", vector(1), attributes={"x": "y" * 70_000}), OutOfRange),
+    ]
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    bad.append((NewItem("a", vector(1), attributes={"x": deep}), InvalidArgument))
+    store.create_collection("c", dim=DIM, fingerprint="f")
+    entries = store.upsert("c", [good[0], *(item for item, _ in bad), good[1]], fingerprint="f")
+    assert [entries[0], entries[-1]] == [Outcome.CREATED, Outcome.CREATED]
+    assert [type(entry) for entry in entries[1:-1]] == [error for _, error in bad]
+    assert store.count("c") == 2
+
+
+def test_zero_vectors_are_fine_without_the_cosine(store: Store) -> None:
+    model = filled(store, "dot", [NewItem("zero", vector()), NewItem("one", vector(1))])
+    queries = np.stack([vector(1), vector(), vector(-1)])
+    check_search(model, store.search("c", queries, 2), queries, 2)
+
+
+def test_tiny_and_large_vectors_keep_their_order(store: Store) -> None:
+    items = [NewItem(f"{i}", vector(1e-30 * (i + 1), 1e-32 * i)) for i in range(60)]
+    items += [NewItem(f"L{i}", vector(1e14, 1e13 * i)) for i in range(5)]
+    for metric in METRICS:
+        store.create_collection(metric, dim=DIM, metric=metric, fingerprint="f")
+        model = Model(metric)
+        assert store.upsert(metric, items, fingerprint="f") == [model.upsert(item) for item in items]
+        queries = np.stack([vector(1e-30), vector(1e10, 1), vector(1, -1)])
+        check_search(model, store.search(metric, queries, 4), queries, 4)
+
+
+def test_outcomes_and_duplicates_in_one_call(store: Store) -> None:
+    store.create_collection("c", dim=DIM, fingerprint="f")
+    item, other = NewItem("a", vector(1), "x"), NewItem("a", vector(2), "y")
+    assert store.upsert("c", [item, other], fingerprint="f") == [Outcome.CREATED, Outcome.UPDATED]
+    assert store.upsert("c", [other], fingerprint="f") == [Outcome.UNCHANGED]
+    (stored,) = store.get("c", ["a"], vectors=True)
+    assert stored is not None
+    assert stored.label == "y"
+    np.testing.assert_array_equal(stored.vector, vector(2))
+    for field in ({"label": "z"}, {"attributes": {"n": 1}}, {"uri": "u"}, {"content_hash": "h"}):
+        changed = NewItem(**{"id": "a", "vector": vector(2), "label": "y"} | field)
+        assert store.upsert("c", [changed], fingerprint="f") == [Outcome.UPDATED]
+    assert store.count("c") == 1
+    assert len(store.search("c", vector(1)[np.newaxis], 10).hits[0]) == 1
+
+
+@pytest.mark.parametrize("odd", ["it's", 'say "hi"', "back`tick", "猫 🐈", "a\nb", "%", "é" * 512, "[1]", "1", "-- x"])
+def test_odd_ids_are_ids_like_any_other(store: Store, odd: str) -> None:
+    filled(store, "cosine", [NewItem(odd, vector(1), odd, {"x": odd}), NewItem("plain", vector(0, 1))])
+    quoted = odd.replace("'", "''")
+    for where in (f"id = '{quoted}'", f"label = '{quoted}'", f"x = '{quoted}'"):
+        assert [item.id for item in store.list_items("c", where=where)[0]] == [odd]
+    assert store.search("c", vector(1)[np.newaxis], 1, exclude_ids=[odd]).hits[0][0].item.id == "plain"
+    assert store.get("c", [odd, "nobody", "\ud800", "", odd])[1:4] == [None, None, None]
+    assert store.delete("c", [odd, "\ud800"]) == 1
+    assert store.get("c", [odd]) == [None]
+
+
+def test_vectors_come_back_as_given(store: Store) -> None:
+    items = made_up(5)
+    filled(store, "cosine", items)
+    for item, stored in zip(items, store.get("c", [item.id for item in items], vectors=True), strict=True):
+        assert stored is not None
+        np.testing.assert_array_equal(stored.vector, item.vector)
+
+
+def test_delete_takes_ids_a_filter_or_both(store: Store) -> None:
+    filled(store, "cosine", made_up(30))
+    with pytest.raises(InvalidArgument):
+        store.delete("c")
+    assert store.delete("c", []) == 0
+    assert store.delete("c", ["i0", "i1"], where="label = 'cat'") == 1
+    assert store.delete("c", where="label = 'cat'") == 9
+    assert store.delete("c", where="id is not null") == 20
+    assert store.count("c") == 0
+
+
+def test_unchanged_compares_hashes(store: Store) -> None:
+    filled(store, "cosine", [NewItem("a", vector(1), content_hash="h"), NewItem("b", vector(1))])
+    asked = [("a", "h"), ("a", "x"), ("b", ""), ("nobody", "h")]
+    assert store.unchanged("c", asked) == [True, False, False, False]
+
+
+def test_labelled_and_mean(store: Store) -> None:
+    items = made_up(30)
+    filled(store, "cosine", items)
+    wanted = [item for item in items if item.label]
+    found = store.labelled("c")
+    assert (found.ids, found.labels) == ([i.id for i in wanted], [i.label for i in wanted])
+    assert found.content_hashes == [i.content_hash for i in wanted]
+    np.testing.assert_array_equal(found.vectors, np.stack([i.vector for i in wanted]))
+    assert set(store.labelled("c", where="label != 'dog'").labels) == {"cat"}
+    assert store.labelled("c", where="label = 'x'").vectors.shape == (0, DIM)
+    rows = np.stack([item.vector for item in items])
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(store.mean_vector("c"), units.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(store.mean_vector("c", limit=10), units[:10].mean(axis=0), atol=1e-6)
+    store.create_collection("empty", dim=DIM, fingerprint="f")
+    np.testing.assert_array_equal(store.mean_vector("empty"), np.zeros(DIM))
+
+
+def test_pages_show_each_lasting_item_once_whatever_is_written_between(store: Store) -> None:
+    filled(store, "cosine", made_up(100))
+    seen: list[str] = []
+    token, page = "", 0
+    while token or not page:
+        found, token = store.list_items("c", page_size=9, page_token=token)
+        seen += [item.id for item in found]
+        page += 1
+        store.upsert("c", [NewItem(f"new{page}", vector(1)), NewItem(seen[0], vector(1, page))], fingerprint="f")
+        store.upsert("c", [NewItem("i99", vector(page, 1))], fingerprint="f")
+    assert len(seen) == len(set(seen))
+    assert {f"i{i}" for i in range(100)} <= set(seen)
+    assert seen == sorted(seen)
+
+
+def test_page_tokens_belong_to_their_listing(store: Store) -> None:
+    filled(store, "cosine", made_up(10))
+    _, token = store.list_items("c", page_size=2)
+    assert [item.id for item in store.list_items("c", page_size=2, page_token=token)[0]] == ["i2", "i3"]
+    for bad in (token + "A", token[:-3], "x", "é", "W10", token[::-1]):
+        with pytest.raises(InvalidArgument):
+            store.list_items("c", page_size=2, page_token=bad)
+    with pytest.raises(InvalidArgument):
+        store.list_items("c", where="id = 'i1'", page_size=2, page_token=token)
+    for bad in ("[" * 20_000, '["x"', '"' * 30):
+        with pytest.raises(InvalidArgument):
+            store.list_items("c", page_token=base64.urlsafe_b64encode(bad.encode()).decode())
+    with pytest.raises(InvalidArgument):
+        store.list_items("c", page_size=0)
+    found, token = store.list_items("c", page_size=10)
+    assert (len(found), token) == (10, "")
+
+
+def test_collections_are_created_once_per_request(store: Store) -> None:
+    made = store.create_collection("c", dim=4, fingerprint="f", backbone="b", request_id="r")
+    assert (made.dim, made.metric, made.fingerprint, made.backbone, made.count) == (4, "cosine", "f", "b", 0)
+    assert store.create_collection("c", dim=4, fingerprint="f", backbone="b", request_id="r") == made
+    for kwargs in ({"request_id": "r", "dim": 5}, {"request_id": "s", "dim": 4}, {"dim": 4}):
+        with pytest.raises(AlreadyExists):
+            store.create_collection("c", fingerprint="f", backbone="b", **kwargs)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 129, "a\nb", "a\0", "\x7f", "\ud800"])
+def test_bad_collection_names_are_refused(store: Store, name: str) -> None:
+    with pytest.raises(InvalidArgument):
+        store.create_collection(name, dim=4, fingerprint="f")
+    with pytest.raises((NotFound, InvalidArgument)):
+        store.get_collection(name)
+
+
+@pytest.mark.parametrize("kwargs", [{"dim": 0}, {"dim": 100_000}, {"dim": 4, "metric": "hamming"}])
+def test_bad_specifications_are_refused(store: Store, kwargs: dict[str, object]) -> None:
+    with pytest.raises(InvalidArgument):
+        store.create_collection("c", fingerprint="f", **kwargs)  # type: ignore[arg-type]
+
+
+def test_collections_are_listed_by_name_and_deleted_with_all_they_hold(reopen: Callable[[], Store]) -> None:
+    store = reopen()
+    names = ["../../etc", "a/b", "c", "ü 猫", "z" * 128]
+    for name in names:
+        store.create_collection(name, dim=DIM, fingerprint="f")
+        store.upsert(name, made_up(3), fingerprint="f")
+    first, token = store.list_collections(3)
+    second, end = store.list_collections(3, token)
+    assert [info.name for info in first + second] == sorted(names)
+    assert end == ""
+    store.save_head("c", "h", "linear", {}, b"x")
+    store.checkpoint()
+    store.delete_collection("c")
+    for call in (store.get_collection, store.count, store.delete_collection, store.labelled):
+        with pytest.raises(NotFound):
+            call("c")
+    store.create_collection("c", dim=DIM, fingerprint="f")
+    assert store.search("c", vector(1)[np.newaxis], 5).hits == [[]]
+    assert store.list_heads("c") == ([], "")
+    assert len(store.search("a/b", vector(1)[np.newaxis], 5).hits[0]) == 3
+    assert reopen().fsck().problems == []
+
+
+def test_head_versions_only_grow(reopen: Callable[[], Store]) -> None:
+    store = reopen()
+    store.create_collection("c", dim=DIM, fingerprint="f")
+    one = store.save_head("c", "h", "linear", {"classes": ["a"]}, b"\0one", "r1")
+    assert (one.version, one.kind, one.meta, one.blob) == (1, "linear", {"classes": ["a"]}, b"\0one")
+    assert store.save_head("c", "h", "linear", {"other": 1}, b"other", "r1") == one
+    assert store.save_head("c", "h", "knn", {}, b"two").version == 2
+    assert store.save_head("c", "h", "knn", {}, b"three").version == 3
+    assert store.delete_head("c", "h", 3) == 1
+    assert store.get_head("c", "h").blob == b"two"
+    assert store.get_head("c", "h", 1) == one
+    store = reopen()
+    assert store.save_head("c", "h", "knn", {}, b"four").version == 4
+    assert store.delete_head("c", "h") == 3
+    assert store.save_head("c", "h", "knn", {}, b"five").version == 5
+    assert store.save_head("c", "g", "knn", {}, b"x").version == 1
+    for call in (store.get_head, store.delete_head):
+        with pytest.raises(NotFound):
+            call("c", "h", 1)
+    with pytest.raises(NotFound):
+        store.get_head("c", "nobody")
+    with pytest.raises(InvalidArgument):
+        store.save_head("c", "", "knn", {}, b"")
+    with pytest.raises(InvalidArgument):
+        store.save_head("c", "h", "knn", {"x": float("nan")}, b"")
+
+
+def test_heads_are_listed_in_pages(store: Store) -> None:
+    store.create_collection("c", dim=DIM, fingerprint="f")
+    for name in ("b", "a"):
+        for _ in range(3):
+            store.save_head("c", name, "knn", {}, b"blob")
+    found, token = store.list_heads("c", page_size=4)
+    rest, end = store.list_heads("c", page_size=4, page_token=token)
+    assert [(h.name, h.version) for h in found + rest] == [(n, v) for n in "ab" for v in (1, 2, 3)]
+    assert (end, found[0].blob) == ("", b"")
+    assert [h.version for h in store.list_heads("c", name="b", blobs=True)[0] if h.blob == b"blob"] == [1, 2, 3]
+
+
+def test_text_and_numbers_no_store_can_hold_are_refused(store: Store) -> None:
+    store.create_collection("c", dim=DIM, fingerprint="f")
+    for bad in (
+        lambda: store.create_collection("d", dim=DIM, fingerprint="\ud800"),
+        lambda: store.get_collection("\ud800"),
+        lambda: store.get_head("c", "\ud800"),
+        lambda: store.get_head("c", "h", 2**70),
+        lambda: store.save_head("c", "h", "\ud800", {}, b""),
+        lambda: store.list_heads("c", name="\ud800"),
+    ):
+        with pytest.raises(InvalidArgument):
+            bad()
+    assert store.healthy()
+
+
+def test_a_closed_store_says_so(store: Store) -> None:
+    store.create_collection("c", dim=DIM, fingerprint="f")
+    assert store.healthy()
+    store.close()
+    store.close()
+    assert not store.healthy()
+    for call in (store.get_collection, store.delete_collection, store.count):
+        with pytest.raises(Unavailable):
+            call("c")

@@ -1,0 +1,63 @@
+"""The distillation recipe on a handful of made pictures: no shared material, no teacher, seconds."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+Distill = Callable[..., dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def distill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Distill:
+    """Runs the recipe over 24 random views in the run folder named, and returns the weights it wrote."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    main = importlib.import_module("recipes.tiny.distill").main
+    rng = np.random.default_rng(0)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for chunk in range(2):
+        views = rng.integers(0, 256, (12, 128, 128, 3), dtype=np.uint8)
+        np.save(cache / f"views-{chunk:05d}.npy", views)
+        features = rng.random((12, 1280 + 1024)).astype(np.float16)
+        np.save(cache / f"features-{chunk:05d}.npy", features)
+
+    def call(run: str, *options: str) -> dict[str, torch.Tensor]:
+        fixed = ["--cache", str(cache), "--run", str(tmp_path / run), "--batch", "6", "--threads", "1"]
+        threads = torch.get_num_threads()
+        try:
+            main([*fixed, *options])
+        finally:
+            torch.set_num_threads(threads)
+        return load_file(tmp_path / run / "likewise-tiny.safetensors")
+
+    return call
+
+
+def test_a_resumed_run_gives_the_weights_of_an_unbroken_one(
+    distill: Distill, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unbroken = distill("unbroken", "--steps", "4")
+    halfway = distill("broken", "--steps", "4", "--stop-at", "2")
+    resumed = distill("broken", "--steps", "4")
+    assert "goes on at step 2" in capsys.readouterr().out
+    assert unbroken.keys() == resumed.keys()
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert any(not torch.equal(halfway[name], resumed[name]) for name in resumed)
+
+
+def test_a_checkpoint_cut_off_while_it_was_written_does_not_count(distill: Distill, tmp_path: Path) -> None:
+    whole = distill("run", "--steps", "2")
+    (tmp_path / "run/checkpoint.part").write_bytes(b"half a checkpoint")
+    again = distill("run", "--steps", "2")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_training_without_prepared_views_says_what_to_run(distill: Distill, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"recipes\.tiny\.prepare"):
+        distill("run", "--steps", "2", "--cache", str(tmp_path / "nowhere"))
