@@ -22,9 +22,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recipes.tiny.prepare import write_array
 from recipes.tiny.teachers import MEAN, STD, standardise, targets
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 from likewise_server.backbones import tiny
 
@@ -40,7 +42,10 @@ class Views:
         done = sorted(cache.glob("features-*.npy"))
         if not done:
             raise SystemExit(f"no prepared views in {cache}: run python -m recipes.tiny.prepare first")
-        self.targets = targets(np.concatenate([np.load(path) for path in done]), tiny.DIM)
+        made = cache / f"targets-{len(done)}.npy"
+        if not made.exists():  # kept, since axes of close variance may turn with the number of threads
+            write_array(made, targets(np.concatenate([np.load(path) for path in done]), tiny.DIM).numpy())
+        self.targets = torch.from_numpy(np.load(made))
         self._chunks = [np.load(path.with_name(path.name.replace("features", "views")), mmap_mode="r") for path in done]
         self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
         self.held_out = len(self._chunks[0]) // 4
@@ -181,11 +186,25 @@ def export(run: Run, path: Path) -> None:
     aside.replace(path)
 
 
-def prefetched(views: Views, start: int, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (views, targets) of step `start` on, one batch read ahead of the use."""
+def shared_step(network: nn.Module, seconds: float) -> float:
+    """Average the gradients over the workers, and return the average of `seconds`, the same for all."""
+    if not distributed.is_initialized():
+        return seconds
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([seconds])])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    *parts, mean = torch.split(flat, [*(g.numel() for g in gradients), 1])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+    return float(mean)
+
+
+def prefetched(views: Views, start: int, args: argparse.Namespace, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield this worker's part of (views, targets) of step `start` on, read one batch ahead of the use."""
 
     def read(step: int) -> tuple[Tensor, Tensor]:
-        indexes = batch_indexes(views, step, batch, seed)
+        indexes = batch_indexes(views, step, args.batch, args.seed)[rank :: args.workers]
         return views[indexes], views.targets[torch.from_numpy(indexes)]
 
     with ThreadPoolExecutor(1) as pool:
@@ -206,16 +225,19 @@ def held_out_cosine(run: Run, views: Views) -> float:
     return float(nn.functional.cosine_similarity(out.float(), views.targets[: views.held_out]).mean())
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train until the steps or the minutes are used up, then export."""
+def train(rank: int, args: argparse.Namespace) -> None:
+    """Train until the steps or the minutes are used up, then export; worker `rank` of `args.workers`."""
+    torch.set_num_threads(args.threads)
+    if args.workers > 1:
+        meeting = f"file://{(args.run / 'workers').resolve()}"
+        distributed.init_process_group("gloo", meeting, rank=rank, world_size=args.workers)
     views = Views(args.cache)
     run = new_run(args.seed, args.weight_decay)
     checkpoint: Path = args.run / "checkpoint.pt"
-    args.run.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
         run.load(torch.load(checkpoint, weights_only=True))
         print(f"goes on at step {run.step}", flush=True)
-    batches = prefetched(views, run.step, args.batch, args.seed)
+    batches = prefetched(views, run.step, args, rank)
     before, started, saved, log_from = run.seconds, time.monotonic(), time.monotonic(), run.step
     with (args.run / "log.csv").open("a", newline="") as stream:
         log = csv.writer(stream)
@@ -229,25 +251,27 @@ def train(args: argparse.Namespace) -> None:
             cosine, relation = loss_of(student.float(), teacher)
             run.optimiser.zero_grad()
             (cosine + args.relation * relation).backward()
+            run.seconds = shared_step(run.network, before + time.monotonic() - started)
             nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
             run.optimiser.step()
             run.step += 1
             follow(run, args.average)
-            run.seconds = before + time.monotonic() - started
-            if run.step % 50 == 0:
-                rate = (run.step - log_from) * len(pixels) / (run.seconds - before)
+            if rank == 0 and run.step % 50 == 0:
+                rate = (run.step - log_from) * args.batch / (run.seconds - before)
                 row = [run.step, round(run.seconds), round(cosine.item(), 4), round(relation.item(), 4)]
                 log.writerow([*row, round(rate)])
                 stream.flush()
                 print(f"{progress:6.1%}  step {row[0]}  {row[1]} s  1-cos {row[2]}  "
                       f"relation {row[3]}  {rate:.0f} pictures/s", flush=True)  # fmt: skip
-            if time.monotonic() - saved > args.save_every:
+            if rank == 0 and time.monotonic() - saved > args.save_every:
                 save_checkpoint(run, checkpoint)
                 export(run, args.run / "likewise-tiny.safetensors")
                 saved = time.monotonic()
                 print(f"saved; held-out cosine {held_out_cosine(run, views):.4f}", flush=True)
             if args.stop_at and run.step >= args.stop_at:
                 break
+    if rank:
+        return
     save_checkpoint(run, checkpoint)
     export(run, args.run / "likewise-tiny.safetensors")
     facts = {
@@ -288,10 +312,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--small-until", type=float, default=0.5, help="share of the run that part takes")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1, help="processes that share each batch")
+    parser.add_argument("--threads", type=int, default=1, help="threads a worker")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    train(args)
+    args.run.mkdir(parents=True, exist_ok=True)
+    (args.run / "workers").unlink(missing_ok=True)  # where the last run's workers met
+    Views(args.cache)  # makes the targets, before several workers want them
+    if args.workers > 1:
+        spawn(train, (args,), nprocs=args.workers)  # type: ignore[no-untyped-call]
+    else:
+        train(0, args)
 
 
 if __name__ == "__main__":

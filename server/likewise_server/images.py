@@ -57,6 +57,8 @@ def guard(limits: ImageLimits) -> None:
     Image.init()  # registers every decoder; Pillow loads most of them only when asked to
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    # What a decoder grumbles about while it reads a file all the same is no news to an operator.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 

@@ -131,7 +131,7 @@ def test_ties_come_in_order_of_insertion(store: Store, metric: Metric) -> None:
     store.upsert("c", items[100:], fingerprint="f")
     for item in items[100:]:
         model.upsert(item)
-    for n in (1, 30):  # alone and in a batch FAISS works differently
+    for n in (1, 30):  # alone and in a batch the sums are made differently
         queries = np.repeat(vector(1, 2, 2)[np.newaxis], n, axis=0)
         check_search(model, store.search("c", queries, 10), queries, 10)
 

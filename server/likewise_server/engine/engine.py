@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from threadpoolctl import threadpool_limits
+
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.batcher import Batcher, OnBatch
 from likewise_server.engine.admission import Admission
@@ -61,6 +63,8 @@ def build(
 ) -> Engine:
     """Put an engine together. Call on the event loop that will use it."""
     guard(limits)
+    # Many small products run at once here; a pool of BLAS threads under each would only make them wait for another.
+    threadpool_limits(1, user_api="blas")
     batcher = Batcher(max_batch=max_batch, on_batch=on_batch)
     admission = Admission(max_items=queue_items, max_bytes=queue_bytes)
     embedder = Embedder(backbones, batcher, admission, limits=limits, decode_threads=decode_threads)

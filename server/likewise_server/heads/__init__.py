@@ -4,11 +4,11 @@ Labelled vectors go in; a `TrainedHead` comes out, which turns further vectors i
 itself into bytes. Nothing here knows of images, collections or the wire.
 """
 
-from likewise_server.heads.evaluate import ClassReport, Evaluation, evaluate
+from likewise_server.heads.evaluation import ClassReport, Evaluation, evaluate
 from likewise_server.heads.head import Metrics, Neighbour, Prediction, TrainedHead
 from likewise_server.heads.options import HeadOptions
 from likewise_server.heads.registry import kinds
-from likewise_server.heads.train import train
+from likewise_server.heads.training import train
 
 __all__ = [
     "ClassReport",

@@ -1,8 +1,11 @@
-"""Exact nearest rows: FAISS proposes in float32, float64 decides, so every path gives the same answer.
+"""Exact nearest rows: float32 proposes, float64 decides, so every path gives the same answer.
 
-FAISS computes one vector's score a little differently in a batch, alone, or from another block of rows. Its
-best few are therefore scored again in float64, ties going to the older row. Where its last candidate was so
-close that a row it left out could belong in the answer (many copies of one image, say), all rows are scanned.
+A matrix product computes one vector's score a little differently in a batch, alone, or from another block of
+rows. The best few are therefore scored again in float64, ties going to the older row. Where the last candidate
+was so close that a row left out could belong in the answer (many copies of one image, say), all are scanned.
+
+The product is NumPy's: over the rows of a flat FAISS index it is as fast as FAISS for one query and several
+times faster for a few dozen, and it takes any mask.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
     from likewise_server.store.types import Bool, Float32, Int64, Metric
 
-OVERFETCH = 256  # so few rows out of bounds are cheaper fetched and dropped than avoided
-GATHER_SHARE = 0.25  # below it, allowed rows are copied out and searched; above it, FAISS skips the others
+GATHER_SHARE = 0.25  # below it, the allowed rows are copied out first
+SCORES = 2**24  # float32 scores held at once
 BLOCK = 16_384
 _EPS = float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -31,14 +33,14 @@ _TINY = float(np.finfo(np.float32).tiny)
 class Part:
     """Rows that never change: `vids` `(n,)` ascending, `rows` `(n, d)` searchable, `alive` `(n,)`.
 
-    `flat` is a FAISS index over the same rows, where there is one. `top_norm` bounds the rows' length.
+    `squares` `(n,)` are the squared lengths of the rows. `owner` keeps the memory that `rows` may be a view of.
     """
 
     vids: Int64
     rows: Float32
     alive: Bool
-    top_norm: float
-    flat: Any = None
+    squares: Float32
+    owner: Any = None
 
     def mask_of(self, vids: Int64) -> Bool:
         """Return `(n,)`, true at the rows with these vids; vids of other parts are passed over."""
@@ -68,30 +70,30 @@ def nearest(
 def _propose(
     part: Part, allowed: Bool, queries: Float32, want: int, metric: Metric
 ) -> tuple[Int64, NDArray[np.float64]]:
-    """Return positions `(n, c)`, -1 for none, and `(n,)`: no allowed row left out scores higher."""
-    total, count = len(allowed), int(np.count_nonzero(allowed))
+    """Return positions `(n, c)`, and `(n,)` float32 scores that no allowed row left out exceeds."""
+    count = int(np.count_nonzero(allowed))
     if count <= want:
-        rows = np.flatnonzero(allowed)
-        return np.broadcast_to(rows, (len(queries), count)), np.full(len(queries), -np.inf)
-    faiss_metric = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
-    if total - count <= OVERFETCH:
-        fetch = want + total - count
-        if part.flat is not None:
-            scores, at = part.flat.search(queries, fetch)
-        else:
-            scores, at = faiss.knn(queries, part.rows, fetch, metric=faiss_metric)
-    elif part.flat is None or count < GATHER_SHARE * total:
-        positions = np.flatnonzero(allowed)
-        scores, at = faiss.knn(queries, part.rows[positions], want, metric=faiss_metric)
-        at = positions[at]
-    else:
-        # Only ever on the CPU: GPU indexes ignore a selector without a word.
-        selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg, arg-type]
-        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        scores, at = part.flat.search(queries, want, params=parameters)
-    last = scores[:, -1].astype(np.float64)
-    at = np.where((at >= 0) & allowed[at], at, -1)
-    return at, -last if metric == "l2" else last
+        everything = np.broadcast_to(np.flatnonzero(allowed), (len(queries), count))
+        return everything, np.full(len(queries), -np.inf)
+    positions = np.flatnonzero(allowed) if count < GATHER_SHARE * len(allowed) else None
+    rows = part.rows if positions is None else part.rows[positions]
+    squares = part.squares if positions is None else part.squares[positions]
+    found = np.empty((len(queries), want), np.int64)
+    last = np.empty(len(queries))
+    step = max(1, SCORES // len(rows))
+    for start in range(0, len(queries), step):
+        scores = queries[start : start + step] @ rows.T
+        if metric == "l2":
+            own = np.einsum("ij,ij->i", queries[start : start + step], queries[start : start + step])
+            scores *= 2
+            scores -= squares
+            scores -= own[:, np.newaxis]
+        if positions is None and count < len(allowed):
+            scores[:, ~allowed] = -np.inf
+        best = np.argpartition(scores, len(rows) - want, axis=1)[:, -want:]
+        last[start : start + step] = np.take_along_axis(scores, best[:, :1], axis=1)[:, 0]
+        found[start : start + step] = best if positions is None else positions[best]
+    return found, last
 
 
 def _decide(
@@ -106,7 +108,7 @@ def _decide(
     # How far a float32 sum of d products may be off, relative to their size; and where they underflow.
     relative = _EPS * (8 + 4 * np.sqrt(len(query)))
     absolute = 8 * _TINY * len(query)
-    chosen = [at[at >= 0] for at, _ in proposals]
+    chosen = [at for at, _ in proposals]
     vids, scores = _score(parts, chosen, exact_query, k, metric)
     if len(scores) == k:
         floor = float(scores[-1])
@@ -118,7 +120,7 @@ def _decide(
                 slack = relative * (4 * length**2 - 2 * min(last, 0.0)) + absolute
                 margin = -relative * floor + absolute
             else:
-                slack = margin = relative * length * part.top_norm + absolute
+                slack = margin = relative * length * float(np.sqrt(part.squares.max())) + absolute
             if last + slack >= floor:
                 chosen[i] = _scan(part, allowed, query, floor - margin, metric)
                 widened = True

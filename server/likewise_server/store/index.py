@@ -17,8 +17,6 @@ from likewise_server.store.exact import Part
 from likewise_server.store.vectors import searchable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from likewise_server.store.items import Change
     from likewise_server.store.segments import Segment
     from likewise_server.store.types import Bool, Float32, Int64, Metric
@@ -107,7 +105,7 @@ class CollectionIndex:
         part = self._part_of(segment)
         part = replace(part, alive=part.mask_of(alive))
         ready = searchable(rows, self.metric)
-        delta = Part(vids, ready, np.ones(len(vids), np.bool_), _top_norm(ready))
+        delta = Part(vids, ready, np.ones(len(vids), np.bool_), _squares(ready))
         with self._lock:
             self._buffer = _Buffer(vids, ready)
             self._snapshot = Snapshot(seq, part, delta)
@@ -144,7 +142,7 @@ class CollectionIndex:
             ready = searchable(change.rows, self.metric)
             vids, rows = buffer.append(change.vids, ready)
             alive = np.concatenate([delta.alive, np.ones(len(ready), np.bool_)])
-            delta = Part(vids, rows, alive, max(delta.top_norm, _top_norm(ready)))
+            delta = Part(vids, rows, alive, np.concatenate([delta.squares, _squares(ready)]))
         self._snapshot = Snapshot(change.seq, _without(segment, change.removed), _without(delta, change.removed))
 
     def swap(self, segment: Segment) -> None:
@@ -160,15 +158,15 @@ class CollectionIndex:
             newer = (old.delta.vids > last) & old.delta.alive
             vids, rows = old.delta.vids[newer], old.delta.rows[newer]
             self._buffer = _Buffer(vids, rows)
-            delta = Part(vids, rows, np.ones(len(vids), np.bool_), _top_norm(rows))
+            delta = Part(vids, rows, np.ones(len(vids), np.bool_), _squares(rows))
             self._snapshot = Snapshot(old.seq, replace(part, alive=part.mask_of(alive)), delta)
 
     def _part_of(self, segment: Segment | None) -> Part:
         if segment is None:
             empty = np.empty((0, self.dim), np.float32)
-            return Part(np.empty(0, np.int64), empty, np.empty(0, np.bool_), 0.0)
+            return Part(np.empty(0, np.int64), empty, np.empty(0, np.bool_), np.empty(0, np.float32))
         alive = np.ones(len(segment.vids), np.bool_)
-        return Part(segment.vids, segment.rows, alive, _top_norm(segment.rows), segment.flat)
+        return Part(segment.vids, segment.rows, alive, _squares(segment.rows), segment.flat)
 
 
 class Indexes:
@@ -198,10 +196,5 @@ def _without(part: Part, removed: Int64) -> Part:
     return replace(part, alive=part.alive & ~gone) if gone.any() else part
 
 
-def _top_norm(rows: Float32) -> float:
-    return max((float(np.sqrt(np.einsum("ij,ij->i", b, b).max())) for b in _blocks(rows)), default=0.0)
-
-
-def _blocks(rows: Float32) -> Iterator[Float32]:
-    for start in range(0, len(rows), 65_536):
-        yield rows[start : start + 65_536]
+def _squares(rows: Float32) -> Float32:
+    return np.asarray(np.einsum("ij,ij->i", rows, rows), np.float32)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session", autouse=True)
 def _one_blas_thread() -> Iterator[None]:
     # Small matrices on a busy machine: BLAS threads would wait for each other.
-    from threadpoolctl import threadpool_limits  # noqa: PLC0415
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
 
     with threadpool_limits(limits=1, user_api="blas"):
         yield
@@ -50,8 +50,11 @@ def photos() -> tuple[NDArray[np.float32], list[str], list[str]]:
     transform = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms(resize_size=256)
     files = [f for species in sorted(folder.iterdir()) for f in sorted(species.iterdir())[:10]]
     features = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.inference_mode():
         for file in files:
             with Image.open(file) as image:
                 features.append(model(transform(image.convert("RGB"))[None]).numpy())
+    torch.set_num_threads(threads)
     return np.concatenate(features), [f.parent.name for f in files], [f"{f.parent.name}/{f.name}" for f in files]

@@ -65,7 +65,7 @@ def test_every_kind_learns_photographs_from_five_of_each(photos: Data) -> None:
 
 
 def test_centred_ncm_subtracts_the_mean_between_two_normalisations(digits: Data) -> None:
-    X, labels, ids = (part[:200] for part in digits)
+    X, labels, ids = digits[0][:200], digits[1][:200], digits[2][:200]
     unit = X.astype(np.float64) / np.linalg.norm(X, axis=1, keepdims=True)
     mean = unit.mean(axis=0)
     head = train(X, labels, ids, kind="ncm", options={"center": True}, pool_mean=mean)

@@ -190,7 +190,7 @@ def test_auto_is_no_worse_than_the_candidates_on_digits(digits: Data) -> None:
 
 def test_evaluation_counts_what_was_answered() -> None:
     head = train(np.eye(3), ["a", "b", "c"], ["x", "y", "z"], kind="ncm")
-    queries = [[1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1], [-1, -1, -1]]
+    queries: list[list[float]] = [[1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1], [-1, -1, -1]]
     result = evaluate(head, queries, ["a", "b", "b", "c", "c", "new"])
     assert result.confusion.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]]
     assert (result.n, result.n_known, result.accuracy) == (6, 5, 3 / 5)
@@ -220,8 +220,8 @@ def test_evaluation_agrees_with_scikit_learn(digits: Data) -> None:
 def test_a_large_set_is_measured_on_a_stated_part(monkeypatch: pytest.MonkeyPatch, digits: Data) -> None:
     for module in ("knn", "validate", "rejection"):
         monkeypatch.setattr(f"likewise_server.heads.{module}.MAX_HELD_OUT", 100)
-    monkeypatch.setattr("likewise_server.heads.train.MAX_SUPPORTS", 150)
-    X, labels, ids = (part[:400] for part in digits)
+    monkeypatch.setattr("likewise_server.heads.training.MAX_SUPPORTS", 150)
+    X, labels, ids = digits[0][:400], digits[1][:400], digits[2][:400]
     votes = train(X, labels, ids, kind="knn")
     assert votes.metrics.n_held_out < 130
     assert "measured on" in votes.metrics.note

@@ -21,10 +21,10 @@ METRICS: tuple[Metric, ...] = ("cosine", "dot", "l2")
 def part(rows: NDArray[np.float32], metric: Metric, first_vid: int, *, flat: bool) -> Part:
     ready = searchable(rows, metric)
     vids = np.arange(first_vid, first_vid + len(rows))
-    top = float(np.linalg.norm(ready, axis=1).max())
+    squares = np.asarray((ready**2).sum(axis=1), np.float32)
     built = segments.build(vids, ready, metric)
     alive = np.ones(len(rows), np.bool_)
-    return Part(vids, built.rows, alive, top, built.flat) if flat else Part(vids, ready, alive, top)
+    return Part(vids, built.rows, alive, squares, built.flat) if flat else Part(vids, ready, alive, squares)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -62,7 +62,7 @@ def test_rows_closer_than_float32_can_tell_are_put_in_order() -> None:
 
 
 def test_nothing_to_search() -> None:
-    none = Part(np.empty(0, np.int64), np.empty((0, 4), np.float32), np.empty(0, np.bool_), 0.0)
+    none = Part(np.empty(0, np.int64), np.empty((0, 4), np.float32), np.empty(0, np.bool_), np.empty(0, np.float32))
     ((vids, found),) = nearest([(none, none.alive)], np.ones((1, 4), np.float32), 3, "dot")
     assert len(vids) == len(found) == 0
     assert nearest([(none, none.alive)], np.empty((0, 4), np.float32), 3, "dot") == []

@@ -13,6 +13,7 @@ import pytest
 from likewise_server.errors import Internal, InvalidArgument, LikewiseError, NotFound
 from likewise_server.store import NewItem, index
 from likewise_server.store.embedded import EmbeddedStore
+from likewise_server.store.items import Change
 
 if TYPE_CHECKING:
     import sqlite3
@@ -86,7 +87,8 @@ def test_waiting_writes_are_committed_together_and_fail_alone(store: EmbeddedSto
         started.set()
         go.wait(10)
 
-    def fail(_: sqlite3.Connection) -> None:
+    def fail(db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM collections")  # must be undone, and only this
         raise InvalidArgument("no")
 
     with ThreadPoolExecutor(40) as pool:
@@ -164,3 +166,18 @@ def test_collections_deleted_under_way_are_not_found(store: EmbeddedStore) -> No
     assert report.problems == []
     with pytest.raises(LikewiseError):
         store.get_collection("gone")
+
+
+def test_a_write_during_a_load_counts_once_whether_the_load_saw_it_or_not() -> None:
+    rows = np.eye(2, dtype=np.float32)
+    nothing = np.empty(0, np.int64)
+    changes = [Change(1, seq, np.array([seq]), rows[seq - 1 : seq], nothing) for seq in (1, 2)]
+    loaded = index.CollectionIndex(2, "dot")
+    loaded.begin_load()
+    for change in changes:
+        loaded.apply(change)
+    loaded.finish_load(1, None, np.array([1]), np.array([1]), rows[:1])
+    assert loaded.snapshot is not None
+    assert loaded.snapshot.seq == 2
+    np.testing.assert_array_equal(loaded.snapshot.delta.vids, [1, 2])
+    np.testing.assert_array_equal(loaded.snapshot.delta.rows, rows)

@@ -1,0 +1,5 @@
+"""The `likewise` command."""
+
+from likewise.cli.main import main
+
+__all__ = ["main"]

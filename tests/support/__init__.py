@@ -1,0 +1,1 @@
+"""What several test modules need: real servers, real pictures, real weights."""

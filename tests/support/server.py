@@ -1,0 +1,71 @@
+"""A real server in a process of its own, as a user would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+READY_S = 120
+
+
+@dataclass
+class ServerProcess:
+    """A running `likewise serve`; its log is in `log`."""
+
+    process: subprocess.Popen[str]
+    data: Path
+    port: int
+    log: Path
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def kill(self) -> None:
+        """SIGKILL: no chance to tidy up."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+def start_server(data: Path, *options: str, port: int = 0, env: dict[str, str] | None = None) -> ServerProcess:
+    """Start a server on a free port and wait until it is ready."""
+    data.mkdir(parents=True, exist_ok=True)
+    log = data.parent / f"{data.name}.log"
+    command = [sys.executable, "-m", "likewise.cli", "serve", "--data", str(data), "--port", str(port), "--json"]
+    with log.open("a") as errors:
+        process = subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=data.parent,
+            env={**clean_environment(), **(env or {})},
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        process.wait(READY_S)
+        raise AssertionError(f"the server did not start:\n{log.read_text()[-4000:]}")
+    return ServerProcess(process, data, int(json.loads(line)["port"]), log)
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without the settings of whoever runs the tests."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LIKEWISE_")}
