@@ -19,8 +19,12 @@ def index(
         str, typer.Argument(help='A folder, a quoted pattern ("photos/**/*.png"), a .csv/.tsv/.parquet list, a .tar.')
     ],
     collection: Annotated[str, typer.Option("--collection", "-c", help="Collection; created if there is none.")],
-    backbone: Annotated[str | None, typer.Option(help="Backbone of a new collection. [the server's first]")] = None,
-    metric: Annotated[str | None, typer.Option(help="cosine, dot or l2, of a new collection. [cosine]")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone of a new collection. By default the server's first.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="cosine, dot or l2, of a new collection; by default cosine.")
+    ] = None,
     label_from: Annotated[
         str,
         typer.Option(
@@ -28,18 +32,26 @@ def index(
             "auto: csv where there is that, dir for a folder of class folders."
         ),
     ] = "auto",
-    server: Annotated[str, typer.Option(envvar="LIKEWISE_SERVER", help="Address of the server.")] = "localhost:50051",
+    server: Annotated[
+        str, typer.Option(envvar="LIKEWISE_SERVER", help="Address of the server.", metavar="HOST:PORT")
+    ] = "localhost:50051",
     pattern: Annotated[
         str, typer.Option("--pattern", "--glob", help="Only files of the folder whose relative path matches.")
     ] = "",
     path_column: Annotated[str, typer.Option(help="Column of a list that holds the path.")] = "path",
-    id_column: Annotated[str | None, typer.Option(help="Column that holds the id. [id, else the path]")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column that holds the label. [label]")] = None,
-    attribute: Annotated[
-        list[str] | None, typer.Option(help="Column kept as an attribute; repeatable. [all others]")
+    id_column: Annotated[
+        str | None, typer.Option(help="Column that holds the id. By default id, else the path.")
     ] = None,
-    journal: Annotated[Path | None, typer.Option(help="Journal file. [below $XDG_STATE_HOME/likewise]")] = None,
-    failures: Annotated[Path | None, typer.Option(help="Where failures are listed. [beside the journal]")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column that holds the label; by default label.")] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="Column kept as an attribute; repeatable. By default all others.")
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Journal file. By default below $XDG_STATE_HOME/likewise.")
+    ] = None,
+    failures: Annotated[
+        Path | None, typer.Option(help="Where failures are listed. By default beside the journal.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the journal; offer all to the server again.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Delete what was indexed and is gone from PATH.")] = False,

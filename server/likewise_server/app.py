@@ -68,11 +68,16 @@ def package_version() -> str:
 def load_backbones(settings: Settings) -> dict[str, Backbone]:
     """Load every backbone asked for. Raises what tells the person which weights to put where."""
     device = registry.choose_device(settings.device)
-    precision = registry.choose_precision(settings.precision, device)
     backbones: dict[str, Backbone] = {}
     for name in settings.backbone:
-        backbone = registry.load(name, weights_dir=settings.weights_dir, device=device, precision=precision)
-        log.info("backbone loaded", name=name, source=backbone.network.source, device=str(device), precision=precision)
+        backbone = registry.load(name, weights_dir=settings.weights_dir, device=device, precision=settings.precision)
+        log.info(
+            "backbone loaded",
+            name=name,
+            source=backbone.network.source,
+            device=str(device),
+            precision=backbone.precision,
+        )
         backbones[name] = backbone
     return backbones
 

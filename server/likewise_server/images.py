@@ -1,7 +1,6 @@
 """Bytes in, checked pixels out: decode, turn upright, make RGB, resize and crop as the backbone wants.
 
-The geometry is torchvision's (short side to `resize`, centre `crop`) computed in one step:
-only the cropped part is ever resized, so a 1 x 60000 strip costs no more than a square.
+The geometry is torchvision's: short side to `resize`, centre `crop`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ FORMATS = (
     *("JPEG2000", "ICO", "PPM", "TGA", "SGI", "PCX", "QOI", "ICNS"),
 )
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
+LONGEST = 4  # ratio of sides; resizing all of a 1 x 60000 strip before cropping would take gigabytes
 DECODING = "pillow-1"  # part of every fingerprint: change it when decoding changes pixels
 
 # What Pillow's plug-ins raise on damaged files, found by feeding them damaged files.
@@ -146,16 +146,23 @@ def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
-    """Return the resized centre crop of an RGB `image` as a (crop, crop, 3) uint8 array."""
+    """Return the resized centre crop of an RGB `image` as a (crop, crop, 3) uint8 array.
+
+    Equal to torchvision's Resize and CenterCrop on the same Pillow image, pixel for pixel, up to a ratio of
+    sides of LONGEST; of a longer strip only the cropped part is resized, where a value may differ by rounding.
+    """
     width, height = image.size
     short = min(width, height)
+    resample = Image.Resampling[how.interpolation.upper()]
     # torchvision truncates the long side and rounds the crop's corner; so do we.
     resized_w = how.resize if width == short else int(how.resize * width / height)
     resized_h = how.resize if height == short else int(how.resize * height / width)
     left = round((resized_w - how.crop) / 2.0)
     top = round((resized_h - how.crop) / 2.0)
+    if max(width, height) <= LONGEST * short:
+        resized = image.resize((resized_w, resized_h), resample)
+        return np.asarray(resized.crop((left, top, left + how.crop, top + how.crop)))
     scale_x, scale_y = width / resized_w, height / resized_h
     box = (left * scale_x, top * scale_y, (left + how.crop) * scale_x, (top + how.crop) * scale_y)
     box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
-    resample = Image.Resampling[how.interpolation.upper()]
     return np.asarray(image.resize((how.crop, how.crop), resample, box=box))

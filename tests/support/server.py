@@ -22,6 +22,15 @@ class ServerProcess:
     port: int
     log: Path
 
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind, whatever the test did."""
+        if self.process.poll() is None:
+            self.kill()
+        self._finish()
+
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
@@ -29,13 +38,19 @@ class ServerProcess:
     def kill(self) -> None:
         """SIGKILL: no chance to tidy up."""
         self.process.kill()
-        self.process.wait()
+        self._finish()
 
     def stop(self) -> int:
         """SIGTERM, and the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self._finish()
+
+    def _finish(self) -> int:
+        status = self.process.wait(60)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return status
 
     def pause(self) -> None:
         self.process.send_signal(signal.SIGSTOP)

@@ -56,7 +56,7 @@ def _pooled(network: Network, layer: str, out: Tensor, pooling: str, *, default:
         vectors = out
     else:
         raise InvalidArgument(f"this layer's output has {out.ndim} axes: choose one with 2, 3 or 4")
-    return network.norm(vectors) if default and network.norm is not None else vectors
+    return network.norm(vectors.to(out.dtype)) if default and network.norm is not None else vectors
 
 
 def _pool_tokens(network: Network, tokens: Tensor, how: str) -> Tensor:
@@ -69,13 +69,14 @@ def _pool_tokens(network: Network, tokens: Tensor, how: str) -> Tensor:
 
 
 def _pool(positions: Tensor, how: str) -> Tensor:
-    """Pool an (n, channels, positions) tensor over its positions."""
+    """Pool an (n, channels, positions) tensor over its positions, in float32."""
+    positions = positions.float()
     if how == "avg":
         return positions.mean(2)
     if how == "max":
         return positions.amax(2)
     if how == "gem":
-        return positions.float().clamp(min=1e-6).pow(GEM_POWER).mean(2).pow(1 / GEM_POWER)
+        return positions.clamp(min=1e-6).pow(GEM_POWER).mean(2).pow(1 / GEM_POWER)
     raise InvalidArgument(f"pooling={how} needs a layer with tokens: use avg, gem or max here")
 
 

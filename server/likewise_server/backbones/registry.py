@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from likewise_server.backbones.backbone import Backbone, Precision
+from likewise_server.backbones.backbone import Backbone
 from likewise_server.backbones.base import Network
+from likewise_server.backbones.precision import place
 from likewise_server.errors import InvalidArgument
 
 Loader = Callable[[str, Path | None], Network]
@@ -43,10 +44,13 @@ def known_names() -> list[str]:
     return ["likewise-tiny", *torchvision_models.names()]
 
 
-def load(name: str, *, weights_dir: Path | None, device: torch.device, precision: Precision) -> Backbone:
-    """Load a backbone onto a device. Raises NotFound, FailedPrecondition or Unavailable saying what to do."""
+def load(name: str, *, weights_dir: Path | None, device: torch.device, precision: str) -> Backbone:
+    """Load a backbone onto a device in a precision (auto, fp32, bf16).
+
+    Raises NotFound, FailedPrecondition or Unavailable, saying what to do.
+    """
     loader = next(loader for prefix, loader in LOADERS.items() if name.startswith(prefix))
-    return Backbone(name, loader(name, weights_dir), device, precision)
+    return place(name, loader(name, weights_dir), device, precision)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -64,18 +68,3 @@ def choose_device(wanted: str) -> torch.device:
     elif device.type != "cpu":
         raise InvalidArgument(f"--device {wanted}: use auto, cpu or cuda:N")
     return device
-
-
-def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """Resolve "auto": bf16 where the device computes it natively, else fp32."""
-    if wanted in ("fp32", "bf16"):
-        return "fp32" if wanted == "fp32" else "bf16"
-    if wanted != "auto":
-        raise InvalidArgument(f"--precision {wanted}: use auto, fp32 or bf16")
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        # Older torch cannot tell; fp32 is right everywhere.
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return "bf16" if native else "fp32"

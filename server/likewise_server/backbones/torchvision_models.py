@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def load(name: str, weights_dir: Path | None) -> Network:
     state = weights.read(path) if path else _download(name, entry)
     source = path.name if path else f"torchvision {entry}"
     # Auxiliary classifiers of GoogLeNet and Inception serve training alone.
-    state = {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits"))}
+    state = {_current_name(k): v for k, v in state.items() if not k.startswith(("aux", "AuxLogits"))}
     _drop_auxiliary(module)
     complete = weights.fit(module, state, optional=family.classifier, source=source)
     preprocessing = (weights.sidecar(path) if path else None) or _preprocessing(preset)
@@ -158,6 +159,11 @@ def _preprocessing(preset: Any) -> Preprocessing:
     mean, std = tuple(map(float, preset.mean)), tuple(map(float, preset.std))
     interpolation = preset.interpolation.value
     return Preprocessing(preset.resize_size[0], preset.crop_size[0], mean, std, interpolation)  # type: ignore[arg-type]  # three channels
+
+
+def _current_name(key: str) -> str:
+    """Return today's name of a tensor: published DenseNet files say "norm.1" for what is now "norm1"."""
+    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)", r"\1", key)
 
 
 def _download(name: str, entry: Any) -> Mapping[str, Tensor]:

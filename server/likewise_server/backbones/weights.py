@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], *, optional: str, source
             if keys
         )
         raise FailedPrecondition(f"{source} does not fit this architecture ({shown}): is it another model's file?")
-    module.load_state_dict(usable, strict=False)
+    versioned = OrderedDict(usable)
+    # MNASNet asks for the version its layers were saved with; safetensors keeps none.
+    versioned._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]  # torch's own habit
+    module.load_state_dict(versioned, strict=False)
     return not missing
 
 

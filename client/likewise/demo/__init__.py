@@ -1,0 +1,1 @@
+"""`likewise demo`: a real server, real pictures, and a report of what came of it."""
