@@ -9,6 +9,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,19 +33,6 @@ class Counted:
     def address(self) -> str:
         return self.server.address
 
-    def kill(self) -> None:
-        self.server.kill()
-        self.closed()
-
-    def stop(self) -> int:
-        status = self.server.stop()
-        self.closed()
-        return status
-
-    def closed(self) -> None:
-        if self.server.process.stdout:
-            self.server.process.stdout.close()
-
     def embedded(self) -> int:
         events = [json.loads(line) for line in self.server.log.read_text().splitlines() if line.startswith("{")]
         port = [event["port"] for event in events if event.get("event") == "metrics"][-1]
@@ -65,19 +53,22 @@ StartCounted = Callable[..., Counted]
 
 
 @pytest.fixture(scope="session")
-def start_counted() -> StartCounted:
-    def start(data: Path, port: int = 0) -> Counted:
-        options = ("--metrics-port", "0", "--log-format", "json", "--device", "cpu", "--precision", "fp32")
-        return Counted(start_server(data, *options, port=port))
+def start_counted() -> Iterator[StartCounted]:
+    """What starts such a server; those that a failed test leaves behind are killed at the end."""
+    with ExitStack() as started:
 
-    return start
+        def start(data: Path, port: int = 0) -> Counted:
+            options = ("--metrics-port", "0", "--log-format", "json", "--device", "cpu", "--precision", "fp32")
+            return Counted(started.enter_context(start_server(data, *options, port=port)))
+
+        yield start
 
 
 @pytest.fixture(scope="session")
 def counted(tmp_path_factory: pytest.TempPathFactory, start_counted: StartCounted) -> Iterator[Counted]:
     running = start_counted(tmp_path_factory.mktemp("counted") / "data")
     yield running
-    assert running.stop() == 0, running.server.log.read_text()[-2000:]
+    assert running.server.stop() == 0, running.server.log.read_text()[-2000:]
 
 
 @pytest.fixture(scope="session")
@@ -137,4 +128,4 @@ def photos(tmp_path: Path) -> Path:
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """Enough pictures for something to happen in the middle of indexing them; read only."""
     folder = tmp_path_factory.mktemp("many")
-    return folder, write_pictures(folder, 720, classes=3)
+    return folder, write_pictures(folder, 480, classes=3)

@@ -20,7 +20,7 @@ from likewise_indexer import Summary, run
 from likewise_indexer.sources import open_source
 
 COMMAND = "import typer; from likewise_indexer.cli import index; app = typer.Typer(); app.command()(index); app()"
-MIDDLE = 100  # items stored when the blow falls
+MIDDLE = 64  # items stored when the blow falls
 
 
 def journaled(path: str | Path) -> list[str]:
@@ -57,7 +57,7 @@ async def test_a_killed_server_loses_nothing_and_embeds_nothing_twice(
     stopping = begin(many, first.address, "a", impatient, patience_s=2)
     waiting = begin(many, first.address, "b", patient)
     await asyncio.gather(*(until_stored(first.address, name, MIDDLE) for name in "ab"))
-    first.kill()
+    first.server.kill()
 
     # One run gives up and says so; what it has written down is what was acknowledged.
     stopped = await stopping
@@ -83,7 +83,7 @@ async def test_a_killed_server_loses_nothing_and_embeds_nothing_twice(
         assert again.unchanged == stored - len(acknowledged)
         assert second.embedded() - before == total - stored
         assert sorted([item.id async for item in collection.items()]) == many[1]
-    assert second.stop() == 0
+    assert second.server.stop() == 0
 
 
 def start_indexer(many: tuple[Path, list[str]], counted: Any, name: str, journal: Path) -> subprocess.Popen[str]:

@@ -10,7 +10,7 @@ import typer
 
 from likewise.cli.output import ADDRESS, AsJson, Server, Where, connect, print_json, print_table, say
 
-app = typer.Typer(help="Look after collections.", no_args_is_help=True)
+app = typer.Typer(help="Look after collections.", no_args_is_help=True, rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(help="Name of the collection.")]
 

@@ -9,8 +9,8 @@ import typer
 from likewise._version import __version__
 from likewise.cli import collections, heads, images
 from likewise.cli.output import ADDRESS, AsJson, Server, connect, guarded, print_json, print_table
-#D from likewise.demo.cli import demo
-#I from likewise_indexer.cli import index
+from likewise.demo.cli import demo
+from likewise_indexer.cli import index
 from likewise_server.cli import serve
 
 app = typer.Typer(
@@ -18,11 +18,12 @@ app = typer.Typer(
     help="Vectors from images, search over them, and new classes from a handful of examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help comes in half the time
     context_settings={"help_option_names": ["--help"]},
 )
 app.command()(serve)
-#D app.command()(demo)
-#I app.command()(index)
+app.command()(demo)
+app.command()(index)
 app.command()(images.embed)
 app.command()(images.search)
 app.command()(images.classify)

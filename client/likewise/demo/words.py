@@ -41,8 +41,8 @@ def few_shot(figures: Figures) -> str:
     counts = list(dict.fromkeys(str(shot.shots) for shot in figures.few_shot))
     how = (
         f"A head sees {_listed(counts, 'or')} pictures of each of {first.classes} classes and then names"
-        f" {first.test_images} others; it always answers with the likeliest class. The upper bar is likewise, the lower one the same head on raw"
-        " pixels, the line across a bar its 95 % interval."
+        f" {first.test_images} others; it always says the likeliest class. The"
+        " upper bar is likewise, the lower one the same head on raw pixels, the line across a bar its 95 % interval."
     )
     tasks = dict.fromkeys(shot.task for shot in figures.few_shot)
     verdicts = [_verdict([shot for shot in figures.few_shot if shot.task == task]) for task in tasks]
@@ -75,9 +75,9 @@ def head(taught: Answers) -> str:
     shown = examples(counts[0]) if len(counts) == 1 else f"{counts[0]} to {examples(counts[-1])}"
     accuracy = taught.evaluation.accuracy or 0.0
     return (
-        f"Trained with kind “auto” on {shown} a class. What it chose, and why: {made.reason}. Each row of the matrix is a"
-        f" true class, each column an answer. {100 * accuracy:.1f} % of {taught.evaluation.known_items} answers are"
-        " right, where “unknown” counts as a mistake."
+        f"Trained with kind “auto” on {shown} a class. Its choice and reason: “{made.reason}”. Each row of the matrix"
+        f" is a true class, each column an answer. {100 * accuracy:.1f} % of {taught.evaluation.known_items} answers"
+        " are right, where “unknown” counts as a mistake."
     )
 
 
