@@ -28,12 +28,13 @@ from typing import Any
 import numpy as np
 import skimage
 import torch
+from PIL import Image
+from torchvision import models
+
 from likewise import AsyncClient
 from likewise_server.backbones import registry
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.images import ImageLimits, decode, guard, preprocess
-from PIL import Image
-from torchvision import models
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LIKEWISE_SHARED", ROOT.parent / "shared"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from likewise import Client
 from likewise.sync import Collection
 from support.pictures import SHARED

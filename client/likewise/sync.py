@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from likewise.aio import DEFAULT_ADDRESS, AsyncClient
-from likewise.collection import AsyncCollection, NewItem
-from likewise.results import CollectionInfo, Item, Outcome
+from likewise.collection import AsyncCollection
+from likewise.results import CollectionInfo
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,6 +68,16 @@ def blocking(
     @functools.wraps(method)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return wait_for(method(self._async, *args, **kwargs))
+
+    return call
+
+
+def iterating(method: Callable[Concatenate[Any, P], AsyncIterator[R]]) -> Callable[Concatenate[Any, P], Iterator[R]]:
+    """Return the method that iterates over what the same method of `self._async` yields."""
+
+    @functools.wraps(method)
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        return iterate(method(self._async, *args, **kwargs))
 
     return call
 
@@ -125,15 +135,8 @@ class Collection:
     evaluate = blocking(AsyncCollection.evaluate)
     export = blocking(AsyncCollection.export)
 
-    @functools.wraps(AsyncCollection.items)
-    def items(self, where: str = "", *, vectors: bool = False, page_size: int = 1000) -> Iterator[Item]:  # noqa: D102  # wrapped
-        return iterate(self._async.items(where, vectors=vectors, page_size=page_size))
-
-    @functools.wraps(AsyncCollection.upsert)
-    def upsert(  # noqa: D102  # wrapped
-        self, items: Iterable[NewItem], *, skip_unchanged: bool = False, fingerprint: str = ""
-    ) -> Iterator[Outcome]:
-        return iterate(self._async.upsert(items, skip_unchanged=skip_unchanged, fingerprint=fingerprint))
+    items = iterating(AsyncCollection.items)
+    upsert = iterating(AsyncCollection.upsert)
 
 
 class Client:

@@ -32,6 +32,10 @@ class Transport:
             options=[
                 ("grpc.max_send_message_length", UNLIMITED),
                 ("grpc.max_receive_message_length", UNLIMITED),
+                # gRPC's own pauses before it connects again grow to two minutes, past any patience here.
+                ("grpc.initial_reconnect_backoff_ms", 200),
+                ("grpc.max_reconnect_backoff_ms", 2000),
+                ("grpc.use_local_subchannel_pool", 1),
             ],
         )
 
@@ -49,6 +53,8 @@ class Transport:
                 yield request
 
             replies = [reply async for reply in method(requests(), timeout=left)]
+            if not replies:
+                raise Unavailable(f"{self.address} ended the stream without an answer: it may be shutting down")
             return replies[0]
 
         return await self._retried(once, timeout)
@@ -60,12 +66,12 @@ class Transport:
             left = max(deadline - time.monotonic(), 0.001)
             try:
                 return await call(left)
-            except grpc.aio.AioRpcError as raw:
-                error = self._error(raw)
+            except (grpc.aio.AioRpcError, Unavailable) as raw:
+                error = self._error(raw) if isinstance(raw, grpc.aio.AioRpcError) else raw
                 pause = _pause(error, attempt)
                 attempt += 1
                 if pause is None or attempt > self.retries or time.monotonic() + pause > deadline:
-                    raise error from raw
+                    raise error from (raw if raw is not error else None)
             await asyncio.sleep(pause)
 
     def _error(self, raw: grpc.aio.AioRpcError) -> LikewiseError:

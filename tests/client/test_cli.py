@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from likewise import Client
 from support.pictures import digit_images, photograph_jpegs
 from support.server import ServerProcess, clean_environment, start_server
@@ -54,7 +55,18 @@ def digits(client: Client) -> Iterator[str]:
 
 def test_help_and_version(cli: Cli) -> None:
     text = cli("--help").stdout
-    for command in ("serve", "demo", "index", "embed", "search", "classify", "backbones", "info", "collections", "heads"):
+    for command in (
+        "serve",
+        "demo",
+        "index",
+        "embed",
+        "search",
+        "classify",
+        "backbones",
+        "info",
+        "collections",
+        "heads",
+    ):
         assert command in text
         assert cli(command, "--help").stdout
     assert cli("--version").stdout.strip() == "0.1.0"
@@ -129,7 +141,7 @@ def test_no_server_is_one_line(tmp_path: Path) -> None:
     ("arguments", "status", "hint"),
     [
         (["--backbone", "resnet19"], 1, "unknown backbone 'resnet19'"),
-        (["--host", "0.0.0.0"], 1, "--insecure"),
+        (["--host", "0.0.0.0"], 1, "--insecure"),  # noqa: S104  # refused
         (["--device", "cuda:7"], 1, "CUDA devices"),
         (["--precision", "fp8"], 2, "setting precision"),
         (["--set", "nonsense=1"], 2, "unknown setting nonsense"),

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
+
 from likewise import AsyncClient
 from likewise.errors import DeadlineExceeded, InvalidArgument, LikewiseError, ResourceExhausted, Unavailable
 from likewise_proto.v1 import embedding_pb2 as epb
@@ -25,6 +26,15 @@ class Scripted(EmbeddingServiceServicer):
         self.script: Script = []
         self.calls = 0
         self.delay = 0.0
+
+    async def Embed(self, _request: Any, _context: Any) -> epb.EmbedResponse:
+        return epb.EmbedResponse()
+
+    async def EmbedStream(self, _requests: Any, _context: Any) -> AsyncIterator[epb.EmbedStreamResponse]:
+        yield epb.EmbedStreamResponse()
+
+    async def ListBackbones(self, _request: Any, _context: Any) -> epb.ListBackbonesResponse:
+        return epb.ListBackbonesResponse()
 
     async def GetServerInfo(self, _request: Any, context: Any) -> epb.GetServerInfoResponse:
         self.calls += 1

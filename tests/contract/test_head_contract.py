@@ -25,7 +25,7 @@ every_kind = pytest.mark.parametrize("kind", kinds())
 @pytest.fixture(scope="module", autouse=True)
 def _one_blas_thread() -> Iterator[None]:
     # Small matrices on a busy machine: BLAS threads would wait for each other.
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1, user_api="blas"):
         yield

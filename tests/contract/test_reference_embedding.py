@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from likewise import Client
 from numpy.typing import NDArray
 from PIL import Image
-from support.pictures import SHARED, photograph_jpegs
-from support.server import start_server
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import v2
+
+from likewise import Client
+from support.pictures import SHARED, photograph_jpegs
+from support.server import start_server
 
 Float32 = NDArray[np.float32]
 NAMES = ("resnet18", "mobilenet_v2", "vgg16", "vit_b_16")

@@ -1,6 +1,7 @@
 """The distillation recipe on a handful of made pictures: no shared material, no teacher, seconds."""
 
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +62,10 @@ def test_a_checkpoint_cut_off_while_it_was_written_does_not_count(distill: Disti
 def test_training_without_prepared_views_says_what_to_run(distill: Distill, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"recipes\.tiny\.prepare"):
         distill("run", "--steps", "2", "--cache", str(tmp_path / "nowhere"))
+
+
+def test_the_table_in_the_docs_is_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    package = importlib.import_module("recipes.tiny.package")
+    card = json.loads(package.PACKAGED.with_suffix(".json").read_text())
+    assert package.table(card) in package.DOCS.read_text()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from likewise_server.backbones.base import BackboneRef, Space
 from likewise_server.batcher import Batcher
 from likewise_server.engine.admission import Admission

@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
 from likewise_proto.v1 import collection_pb2 as cpb
 from likewise_proto.v1 import common_pb2 as pb
 from likewise_proto.v1 import embedding_pb2 as epb
@@ -49,8 +50,8 @@ def heads(channel: grpc.Channel) -> Any:
 
 
 def status_of(call: grpc.RpcError) -> status_pb2.Status:
-    trailing = dict(call.trailing_metadata())  # type: ignore[attr-defined]  # RpcErrors of calls have it
-    return status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+    trailing: Any = call.trailing_metadata()
+    return status_pb2.Status.FromString(dict(trailing)["grpc-status-details-bin"])
 
 
 def refused(method: Any, request: Any) -> grpc.RpcError:
@@ -111,7 +112,7 @@ def test_a_stream_answers_each_image_by_its_id(embedding: Any) -> None:
 @pytest.mark.parametrize(
     ("make_request", "code", "hint"),
     [
-        (lambda: epb.EmbedRequest(), INVALID, "at least one"),
+        (epb.EmbedRequest, INVALID, "at least one"),
         (lambda: epb.EmbedRequest(images=images(1), dtype=99), INVALID, "dtype"),  # type: ignore[arg-type]
         (lambda: epb.EmbedRequest(images=[pb.Image()] * 1025), OUT_OF_RANGE, "limit is 1024"),
         (
@@ -133,12 +134,12 @@ def test_a_stream_answers_each_image_by_its_id(embedding: Any) -> None:
 )
 def test_a_bad_request_is_answered_with_its_code(embedding: Any, make_request: Any, code: int, hint: str) -> None:
     error = refused(embedding.Embed, make_request())
-    assert error.code().value[0] == code  # type: ignore[attr-defined]
+    assert error.code().value[0] == code
     assert status_of(error).code == code
     assert hint in status_of(error).message
 
 
-def test_request_ids_come_back(channel: grpc.Channel, embedding: Any) -> None:
+def test_request_ids_come_back(embedding: Any) -> None:
     _, call = embedding.GetServerInfo.with_call(epb.GetServerInfoRequest(), metadata=[("x-request-id", "mine-1")])
     assert dict(call.trailing_metadata())["x-request-id"] == "mine-1"
     _, call = embedding.GetServerInfo.with_call(epb.GetServerInfoRequest(), metadata=[("x-request-id", "no good!")])
@@ -150,7 +151,7 @@ def test_create_collection_is_safe_to_retry(collections: Any) -> None:
     first = collections.CreateCollection(request)
     assert collections.CreateCollection(request) == first
     request.request_id = "b"
-    assert refused(collections.CreateCollection, request).code() is grpc.StatusCode.ALREADY_EXISTS  # type: ignore[attr-defined]
+    assert refused(collections.CreateCollection, request).code() is grpc.StatusCode.ALREADY_EXISTS
     collections.DeleteCollection(cpb.DeleteCollectionRequest(name="retry"))
 
 
@@ -188,7 +189,14 @@ def test_upserts_answer_in_order_with_an_outcome_per_item(collections: Any, vect
     first, second = collections.UpsertItems(iter(messages), timeout=30)
     assert (first.request_id, second.request_id) == ("one", "two")
     assert [result.id for result in first.results] == ["short", "new", "wide", "nan", "empty", ""]
-    assert [result.error.code for result in first.results] == [INVALID, 0, *[first.results[2].error.code], INVALID, INVALID, INVALID]
+    assert [result.error.code for result in first.results] == [
+        INVALID,
+        0,
+        *[first.results[2].error.code],
+        INVALID,
+        INVALID,
+        INVALID,
+    ]
     assert first.results[2].error.code in (INVALID, PRECONDITION)
     assert first.results[1].outcome == cpb.OUTCOME_CREATED
     assert second.results[0].outcome == cpb.OUTCOME_UNCHANGED
@@ -204,15 +212,16 @@ def test_lists_are_paged_to_the_end_without_loss(collections: Any, vectors: str)
         if not token:
             break
     assert sorted(seen) == [f"v{i}" for i in range(5)]
-    bad = refused(collections.ListItems, cpb.ListItemsRequest(collection=vectors, page_token="garbage"))
-    assert bad.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+    bad = refused(collections.ListItems, cpb.ListItemsRequest(collection=vectors, page_token="garbage"))  # noqa: S106
+    assert bad.code() is grpc.StatusCode.INVALID_ARGUMENT
     negative = refused(collections.ListItems, cpb.ListItemsRequest(collection=vectors, page_size=-1))
-    assert negative.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+    assert negative.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def search_request(name: str, k: int = 2, **fields: Any) -> cpb.SearchRequest:
     matrix = pb.Matrix(data=pack(1.2, 0, 0), dtype=pb.DTYPE_FLOAT32, rows=1, cols=3)
-    return cpb.SearchRequest(**{"collection": name, "k": k, "vectors": matrix} | fields)
+    given: dict[str, Any] = {"collection": name, "k": k, "vectors": matrix}
+    return cpb.SearchRequest(**given | fields)
 
 
 def test_search_says_how_it_searched(collections: Any, vectors: str) -> None:
@@ -243,7 +252,7 @@ def test_search_says_how_it_searched(collections: Any, vectors: str) -> None:
 )
 def test_a_bad_search_is_answered_with_its_code(collections: Any, vectors: str, fields: Any, code: int) -> None:
     error = refused(collections.Search, search_request(vectors, **fields))
-    assert error.code().value[0] == code  # type: ignore[attr-defined]
+    assert error.code().value[0] == code
 
 
 def test_a_query_that_fails_leaves_the_others(collections: Any, vectors: str) -> None:
@@ -258,16 +267,16 @@ def test_a_query_that_fails_leaves_the_others(collections: Any, vectors: str) ->
 
 def test_heads_answer_with_codes(heads: Any, vectors: str) -> None:
     missing = refused(heads.Classify, hpb.ClassifyRequest(collection=vectors, head="none", ids=pb.IdList(ids=["v1"])))
-    assert missing.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+    assert missing.code() is grpc.StatusCode.NOT_FOUND
     unknown = refused(heads.TrainHead, hpb.TrainHeadRequest(collection=vectors, name="h", kind="oracle"))
-    assert unknown.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+    assert unknown.code() is grpc.StatusCode.INVALID_ARGUMENT
     nothing = refused(heads.TrainHead, hpb.TrainHeadRequest(collection=vectors, name="h", where="label = 'blue'"))
-    assert nothing.code() is grpc.StatusCode.FAILED_PRECONDITION  # type: ignore[attr-defined]
+    assert nothing.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_a_message_over_the_limit_is_refused_and_the_server_lives(embedding: Any) -> None:
     error = refused(embedding.Embed, epb.EmbedRequest(images=[pb.Image(data=bytes(70 * 2**20))]))
-    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert embedding.GetServerInfo(epb.GetServerInfoRequest()).limits.max_message_bytes == 64 * 2**20
 
 
@@ -298,13 +307,13 @@ def test_a_client_that_knows_only_reflection_can_embed(channel: grpc.Channel) ->
     def add(name: str) -> None:
         for dependency in files[name].dependency:
             add(dependency)
-        pool.Add(files[name])  # type: ignore[no-untyped-call]
+        pool.Add(files[name])
 
     add("likewise/v1/embedding.proto")
     method = pool.FindServiceByName("likewise.v1.EmbeddingService").FindMethodByName("Embed")
     request = message_factory.GetMessageClass(method.input_type)()
     request.images.add().data = photograph_jpegs()[0]  # type: ignore[attr-defined]
-    call = channel.unary_unary(
+    call: Any = channel.unary_unary(
         "/likewise.v1.EmbeddingService/Embed",
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
@@ -329,4 +338,4 @@ def test_overload_says_when_to_come_back(tmp_path: Any) -> None:
             assert status_of(error).details[0].Unpack(info)
             assert info.retry_delay.ToNanoseconds() > 0
         too_many = refused(stub.Embed, epb.EmbedRequest(images=images(3)))
-        assert too_many.code() is grpc.StatusCode.OUT_OF_RANGE  # type: ignore[attr-defined]
+        assert too_many.code() is grpc.StatusCode.OUT_OF_RANGE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +23,9 @@ def list_collections(server: Server = ADDRESS, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [(c.name, c.count, c.dim, c.metric, c.backbone or "(vectors from elsewhere)", _day(c.created_at)) for c in found]
+    rows = [
+        (c.name, c.count, c.dim, c.metric, c.backbone or "(vectors from elsewhere)", _day(c.created_at)) for c in found
+    ]
     print_table(("name", "items", "dim", "metric", "backbone", "created"), rows)
 
 
@@ -100,4 +102,4 @@ def fsck(
 
 
 def _day(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
+    return dt.datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")

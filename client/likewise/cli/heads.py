@@ -21,7 +21,11 @@ from likewise.cli.output import (
     say,
 )
 
-app = typer.Typer(help="Train and measure light classifiers on a collection's labelled items.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Train and measure light classifiers on a collection's labelled items.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 Name = Annotated[str, typer.Argument(help="Name of the head.")]
 Version = Annotated[int, typer.Option(help="Version of the head; 0 is the latest.")]

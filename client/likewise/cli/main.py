@@ -48,7 +48,8 @@ def backbones(
         for b in found
     ]
     print_table(
-        ("name", "dim", "pixels", "device", "precision", "fingerprint"), [(*row, *[""] * (6 - len(row))) for row in rows]
+        ("name", "dim", "pixels", "device", "precision", "fingerprint"),
+        [(*row, *[""] * (6 - len(row))) for row in rows],
     )
 
 
@@ -92,5 +93,3 @@ def _options(
 def main() -> None:
     """Run the command line."""
     guarded(app)
-
-

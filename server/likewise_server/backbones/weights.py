@@ -66,7 +66,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], *, optional: str, source
         raise FailedPrecondition(f"{source} does not fit this architecture ({shown}): is it another model's file?")
     versioned = OrderedDict(usable)
     # MNASNet asks for the version its layers were saved with; safetensors keeps none.
-    versioned._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]  # torch's own habit
+    versioned._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]  # noqa: SLF001  # torch's own habit
     module.load_state_dict(versioned, strict=False)
     return not missing
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torchvision import models
+
 from likewise_server.backbones import registry, torchvision_models, weights
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.backbones.base import BackboneRef
 from likewise_server.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from support.pictures import photographs
-from torch import Tensor, nn
-from torchvision import models
 
 CPU = torch.device("cpu")
 
