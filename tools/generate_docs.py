@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from likewise_server.settings import Settings
 from pydantic_core import PydanticUndefined
+
+from likewise_server.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [

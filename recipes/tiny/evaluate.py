@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=PACKAGED, help="the student's safetensors")
     parser.add_argument("--resize", type=int, default=tiny.PREPROCESSING.resize)
     parser.add_argument("--crop", type=int, default=tiny.PREPROCESSING.crop)
-    parser.add_argument("--networks", default="student,random,mobilenet_v2,mobileone_s0")
+    parser.add_argument("--networks", default="student,mobilenet_v2,mobileone_s0,random")
     parser.add_argument("--sets", default=",".join(UNSEEN + SEEN))
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--json", type=Path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from likewise_server.errors import FailedPrecondition, InvalidArgument
 from likewise_server.heads import TrainedHead, evaluate, kinds, train
@@ -25,8 +26,6 @@ every_kind = pytest.mark.parametrize("kind", kinds())
 @pytest.fixture(scope="module", autouse=True)
 def _one_blas_thread() -> Iterator[None]:
     # Small matrices on a busy machine: BLAS threads would wait for each other.
-    from threadpoolctl import threadpool_limits
-
     with threadpool_limits(limits=1, user_api="blas"):
         yield
 

@@ -1,4 +1,4 @@
-"""likewise-tiny: uint8-sized pictures at 128 px in, a (n, 512, 8, 8) feature map and its average out.
+"""likewise-tiny: pictures at 128 px in, a (n, 512, 8, 8) feature map and its average out.
 
 A plain residual network of dense 3x3 convolutions (basic blocks of He et al., "Deep Residual Learning for
 Image Recognition", 2015, with the average-pooled shortcut of He et al., "Bag of Tricks", 2018). Dense
