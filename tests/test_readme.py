@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from support.pictures import ROOT, photographs
 from support.server import ServerProcess, clean_environment, start_server
 

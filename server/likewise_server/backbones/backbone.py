@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from likewise_server.backbones import features, weights
 from likewise_server.backbones.base import LOGITS, BackboneRef, Network, Space
+from likewise_server.backbones.folding import fold
 from likewise_server.errors import NotFound
 from likewise_server.images import DECODING
 
@@ -30,11 +31,13 @@ class Backbone:
         self.device = device
         self.precision = precision
         self.preprocessing = network.preprocessing
-        self.layers = features.layer_names(network)
         module = network.module.eval().requires_grad_(requires_grad=False)
         # The classifier is no part of a feature, so a file without one gives the same space.
         self._trunk_hash = weights.tensor_hash(module, without=network.classifier_prefix or "\0")
         self._full_hash = weights.tensor_hash(module)
+        # After hashing: rounding differs between machines, and the fingerprint must not.
+        fold(module)
+        self.layers = features.layer_names(network)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         module.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
         if network.norm is not None:

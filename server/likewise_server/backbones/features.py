@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from likewise_server.backbones.base import LOGITS, BackboneRef, Network
+from likewise_server.backbones.folding import FoldedConv
 from likewise_server.errors import FailedPrecondition, InvalidArgument
 
 GEM_POWER = 3.0  # Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation", 2018
@@ -36,7 +37,8 @@ def extract(network: Network, x: Tensor, ref: BackboneRef) -> Tensor:
 
 def layer_names(network: Network) -> list[str]:
     """Return the names `BackboneRef.layer` may take, shallow ones first: depth one and two, and logits."""
-    names = [n for n, _ in network.module.named_modules() if n and n.count(".") <= 1]
+    named = network.module.named_modules()
+    names = [n for n, m in named if n and n.count(".") <= 1 and not isinstance(m, FoldedConv)]
     prefix = network.classifier_prefix
     names = [n for n in names if not (prefix and (n == prefix or n.startswith(prefix + ".")))]
     return names + ([LOGITS] if network.gate else [])
@@ -103,10 +105,15 @@ def _captured(network: Network, layers: list[str]) -> Iterator[dict[str, Tensor]
 
 def _find(module: nn.Module, layer: str) -> nn.Module:
     try:
-        return module.get_submodule(layer)
+        found = module.get_submodule(layer)
     except AttributeError as error:
         top = ", ".join(name for name, _ in module.named_children())
         raise InvalidArgument(f"no layer {layer!r}: there are {top} and what is in them") from error
+    if isinstance(found, FoldedConv):
+        raise InvalidArgument(
+            f"layer {layer!r} is folded with the batch norm after it: take that norm's output instead"
+        )
+    return found
 
 
 @contextmanager

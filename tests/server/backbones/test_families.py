@@ -120,7 +120,7 @@ def test_layers_and_poolings_choose_other_features(resnet: Backbone) -> None:
         return resnet.forward(images, BackboneRef("resnet18", layer, pooling))
 
     assert feature("layer3").shape == (2, 256)
-    assert feature("layer2.1.conv1").shape == (2, 128)
+    assert feature("layer2.1.bn1").shape == (2, 128)
     assert feature("logits").shape == (2, 1000)
     both = feature("layer2+layer3")
     np.testing.assert_array_equal(both, np.concatenate([feature("layer2"), feature("layer3")], axis=1))
@@ -137,7 +137,12 @@ def test_each_feature_is_a_space_of_its_own(resnet: Backbone) -> None:
 
 @pytest.mark.parametrize(
     ("layer", "pooling", "hint"),
-    [("layer9", "", "there are conv1"), ("layer4", "cls", "needs a layer with tokens"), ("", "cls", "tokens")],
+    [
+        ("layer9", "", "there are conv1"),
+        ("layer1.0.conv1", "", "folded with the batch norm"),
+        ("layer4", "cls", "needs a layer with tokens"),
+        ("", "cls", "tokens"),
+    ],
 )
 def test_a_wrong_layer_or_pooling_says_what_there_is(resnet: Backbone, layer: str, pooling: str, hint: str) -> None:
     with pytest.raises(InvalidArgument, match=hint):
