@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (made / "pets" / name).mkdir(parents=True)
         image = photographs()[source]
         for number in range(1, 9):
-            left, top = rng.integers(0, image.width // 3), rng.integers(0, image.height // 3)
+            left, top = int(rng.integers(0, image.width // 3)), int(rng.integers(0, image.height // 3))
             part = image.crop((left, top, left + image.width // 2, top + image.height // 2))
             part.save(made / "pets" / name / f"{number}.jpg")
     (made / "pets/readme.txt").write_text("not a picture")
