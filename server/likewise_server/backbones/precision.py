@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import structlog
@@ -13,7 +15,7 @@ from PIL import Image
 
 from likewise_server.backbones.backbone import Backbone, Precision
 from likewise_server.backbones.base import Network
-from likewise_server.errors import InvalidArgument
+from likewise_server.errors import FailedPrecondition, InvalidArgument
 from likewise_server.images import Preprocessing, preprocess
 
 log = structlog.get_logger()
@@ -58,11 +60,13 @@ def _twin(network: Network) -> Network:
 
 def _probes(how: Preprocessing) -> NDArray[np.uint8]:
     """Return crops of the two photographs that come with scikit-learn, (8, crop, crop, 3)."""
-    from sklearn.datasets import load_sample_images  # noqa: PLC0415  # only while loading
-
+    spec = importlib.util.find_spec("sklearn")  # found, not imported: that would take two seconds
+    if spec is None or spec.origin is None:
+        raise FailedPrecondition("scikit-learn is missing: pip install 'likewise[server]'")
     crops: list[NDArray[np.uint8]] = []
-    for pixels in load_sample_images().images:
-        image = Image.fromarray(pixels)
+    for name in ("china.jpg", "flower.jpg"):
+        with Image.open(Path(spec.origin).parent / "datasets/images" / name) as file:
+            image = file.convert("RGB")
         width, height = image.size
         boxes = [(0, 0, width, height), (0, 0, width // 2, height // 2)]
         boxes += [(width // 2, height // 3, width, height), (width // 3, height // 3, width // 2, height // 2)]
