@@ -15,6 +15,7 @@ from likewise.collection import AsyncCollection
 from likewise.errors import AlreadyExists, InvalidArgument, LikewiseError
 from likewise.images import ImageLike, encoded, weight
 from likewise.progress import bar
+from likewise.requests import several, whole
 from likewise.results import BackboneInfo, CollectionInfo, Embeddings, Float32, Limits, ServerInfo
 from likewise.transport import Transport, error_from
 from likewise_proto.v1 import collection_pb2 as cpb
@@ -88,6 +89,7 @@ class AsyncClient:
         feature. `dtype="float16"` halves the reply, at the price of precision. What is wrong with one
         image stands in `.errors` under its index; errors of the whole call are raised.
         """
+        images = several(images, "images")
         limits = await self._limits()
         ref = convert.backbone_ref(backbone, layer, pooling)
         if dtype not in ("float32", "float16"):
@@ -154,9 +156,7 @@ class AsyncClient:
             raise InvalidArgument("give a backbone, or dim for vectors from elsewhere, not both")
         request = cpb.CreateCollectionRequest(name=name, metric=convert.METRICS[metric], request_id=uuid.uuid4().hex)
         if dim is not None:
-            if dim < 1:
-                raise InvalidArgument(f"dim is {dim}: say how many numbers a vector has")
-            request.dim = dim
+            request.dim = whole(dim, "dim")
         else:
             request.backbone.CopyFrom(convert.backbone_ref(backbone, layer, pooling))
         try:
@@ -188,7 +188,7 @@ class AsyncClient:
     async def delete_collection(self, name: str) -> None:
         """Delete a collection with its items and heads. Raises NotFound."""
         request = cpb.DeleteCollectionRequest(name=name, request_id=uuid.uuid4().hex)
-        await self._transport.unary(self._collections.DeleteCollection, request)
+        await self._transport.unary(self._collections.DeleteCollection, request, gone_is_done=True)
 
     def _collection(self, info: CollectionInfo) -> AsyncCollection:
         return AsyncCollection(self._transport, info, self._limits, self._window)

@@ -17,9 +17,11 @@ CHUNK_ITEMS = 32
 CHUNK_BYTES = 8 * 2**20
 
 
-async def cut(items: AsyncIterable[T], size: Callable[[T], int], limits: Limits) -> AsyncIterator[list[T]]:
-    """Yield lists of items that fit one message each; an item that fits none travels alone."""
-    most_items = min(CHUNK_ITEMS, limits.max_items)
+async def cut(
+    items: AsyncIterable[T], size: Callable[[T], int], limits: Limits, *, most: int = CHUNK_ITEMS
+) -> AsyncIterator[list[T]]:
+    """Yield lists of at most `most` items that fit one message each; an item that fits none travels alone."""
+    most_items = max(1, min(most, limits.max_items))
     most_bytes = min(CHUNK_BYTES, limits.max_message_bytes // 2)
     chunk: list[T] = []
     total = 0
@@ -35,12 +37,21 @@ async def cut(items: AsyncIterable[T], size: Callable[[T], int], limits: Limits)
 
 
 async def in_flight(
-    chunks: AsyncIterable[T], work: Callable[[T], Awaitable[R]], window: int
+    chunks: AsyncIterable[T],
+    work: Callable[[T], Awaitable[R]],
+    window: int,
+    clash: Callable[[T, T], bool] = lambda _earlier, _later: False,
 ) -> AsyncIterator[tuple[T, R]]:
-    """Yield (chunk, work(chunk)) in the order of the chunks, at most `window` of them under way."""
+    """Yield (chunk, work(chunk)) in the order of the chunks, at most `window` of them under way.
+
+    A chunk that clashes with an earlier one waits until that is done.
+    """
     pending: list[tuple[T, asyncio.Future[R]]] = []
     try:
         async for chunk in chunks:
+            while any(clash(earlier, chunk) for earlier, _ in pending):
+                first, task = pending.pop(0)
+                yield first, await task
             pending.append((chunk, asyncio.ensure_future(work(chunk))))
             if len(pending) >= window:
                 first, task = pending.pop(0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from likewise import convert
 from likewise.chunks import cut, in_flight, prepared
-from likewise.errors import InvalidArgument, LikewiseError
+from likewise.errors import InvalidArgument, LikewiseError, OutOfRange
 from likewise.images import ImageLike, uri_of
 from likewise.progress import bar
 from likewise.requests import (
@@ -24,8 +24,11 @@ from likewise.requests import (
     queries,
     query_fields,
     same_length,
+    several,
+    text,
     upsert_message,
     upsert_weight,
+    whole,
 )
 from likewise.results import (
     CheckReport,
@@ -114,7 +117,7 @@ class AsyncCollection:
         `ids` default to the path, or to the SHA-256 of the bytes for images in memory. An id that
         exists is replaced. With `skip_unchanged`, bytes that are stored already are not embedded again.
         """
-        sources = images if isinstance(images, Sequence) else list(images)
+        sources = list(several(images, "images"))
         same_length(len(sources), labels=labels, ids=ids, attributes=attributes)
         items = (
             NewItem(
@@ -192,7 +195,12 @@ class AsyncCollection:
                 for message, item_id in chunk
             ]
 
-        async for _, outcomes in in_flight(cut(prepared(items, prepare), upsert_weight, limits), send, self._window):
+        def clash(earlier: list[tuple[Any, str]], later: list[tuple[Any, str]]) -> bool:
+            """Of an id given twice the later must win, so it is not sent while the earlier is under way."""
+            return not {item_id for _, item_id in earlier}.isdisjoint(item_id for _, item_id in later)
+
+        chunks = cut(prepared(items, prepare), upsert_weight, limits)
+        async for _, outcomes in in_flight(chunks, send, self._window, clash):
             for outcome in outcomes:
                 yield outcome
 
@@ -211,13 +219,22 @@ class AsyncCollection:
 
     async def get(self, ids: Sequence[str], *, vectors: bool = False) -> list[Item | None]:
         """Return one item per id, in order, None where there is none."""
+        wanted = [text(item_id, "id") for item_id in several(ids, "ids")]
         step = ids_per_message(await self._limits(), self.info.dim if vectors else 0)
         found: dict[str, Item] = {}
-        for start in range(0, len(ids), step):
-            request = cpb.GetItemsRequest(collection=self.name, ids=ids[start : start + step], with_vectors=vectors)
-            reply = await self._transport.unary(self._items.GetItems, request)
+        start = 0
+        while start < len(wanted):
+            request = cpb.GetItemsRequest(collection=self.name, ids=wanted[start : start + step], with_vectors=vectors)
+            try:
+                reply = await self._transport.unary(self._items.GetItems, request)
+            except OutOfRange:  # items with large attributes: fewer fit one message
+                if step == 1:
+                    raise
+                step = max(1, step // 4)
+                continue
             found.update((message.info.id, convert.item(message)) for message in reply.items)
-        return [found.get(item_id) for item_id in ids]
+            start += step
+        return [found.get(item_id) for item_id in wanted]
 
     async def items(self, where: str = "", *, vectors: bool = False, page_size: int = 1000) -> AsyncIterator[Item]:
         """Yield all items, or those that match a filter, by id."""
@@ -240,6 +257,7 @@ class AsyncCollection:
 
     async def delete(self, ids: Sequence[str] = (), *, where: str = "") -> int:
         """Delete items by id, or those that match a filter; return how many there were."""
+        ids = [text(item_id, "id") for item_id in several(ids, "ids")]
         if bool(ids) == bool(where):
             raise InvalidArgument("say which items: either ids, or where")
         step = (await self._limits()).max_items
@@ -300,6 +318,7 @@ class AsyncCollection:
     ) -> list[Hits]:
         """Return one list of hits per query, in order; a query that failed has its `.error`."""
         limits = await self._limits()
+        k = whole(k, "k")
 
         async def ask(chunk: list[QueryValue]) -> list[Hits]:
             request = cpb.SearchRequest(
@@ -311,7 +330,7 @@ class AsyncCollection:
         def failed(error: LikewiseError) -> Hits:
             return Hits(error=error)
 
-        return await ask_all(queries(images, vectors, ids, limits), limits, ask, failed, self._window)
+        return await ask_all(queries(images, vectors, ids, limits), limits, ask, failed, self._window, k)
 
     # Heads
 
@@ -354,7 +373,7 @@ class AsyncCollection:
 
     async def head(self, name: str, version: int = 0) -> Head:
         """Return a head, the latest version by default. Raises NotFound."""
-        request = hpb.GetHeadRequest(collection=self.name, name=name, version=version)
+        request = hpb.GetHeadRequest(collection=self.name, name=name, version=whole(version, "version"))
         return convert.head((await self._transport.unary(self._heads.GetHead, request)).head)
 
     async def heads(self) -> list[Head]:
@@ -371,8 +390,10 @@ class AsyncCollection:
 
     async def delete_head(self, name: str, version: int = 0) -> None:
         """Delete one version of a head, or all of them. Raises NotFound."""
-        request = hpb.DeleteHeadRequest(collection=self.name, name=name, version=version, request_id=uuid.uuid4().hex)
-        await self._transport.unary(self._heads.DeleteHead, request)
+        request = hpb.DeleteHeadRequest(
+            collection=self.name, name=name, version=whole(version, "version"), request_id=uuid.uuid4().hex
+        )
+        await self._transport.unary(self._heads.DeleteHead, request, gone_is_done=True)
 
     async def classify(
         self,
@@ -392,6 +413,7 @@ class AsyncCollection:
         read has its `.error`.
         """
         limits = await self._limits()
+        version, neighbours = whole(version, "version"), whole(neighbours, "neighbours")
         latest = 0
 
         async def ask(chunk: list[QueryValue]) -> list[Prediction]:
@@ -411,12 +433,12 @@ class AsyncCollection:
         def failed(error: LikewiseError) -> Prediction:
             return Prediction(None, "", 0.0, {}, 0.0, 0.0, (), latest, self.fingerprint, error)
 
-        return await ask_all(queries(images, vectors, ids, limits), limits, ask, failed, self._window)
+        return await ask_all(queries(images, vectors, ids, limits), limits, ask, failed, self._window, neighbours)
 
     async def evaluate(self, head: str, *, version: int = 0, on: str = "", where: str = "") -> Evaluation:
         """Measure a head on labelled items of this collection, or of collection `on`."""
         request = hpb.EvaluateHeadRequest(
-            collection=self.name, head=head, version=version, on_collection=on, where=where
+            collection=self.name, head=head, version=whole(version, "version"), on_collection=on, where=where
         )
         reply = await self._transport.unary(self._heads.EvaluateHead, request, timeout=LONG_S)
         return convert.evaluation(reply)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 
 from likewise import results
@@ -17,6 +18,7 @@ from likewise_proto.v1 import common_pb2 as pb
 from likewise_proto.v1 import embedding_pb2 as epb
 from likewise_proto.v1 import head_pb2 as hpb
 
+LARGEST_INTEGER = 2**53
 DTYPES = {pb.DTYPE_FLOAT32: "<f4", pb.DTYPE_FLOAT16: "<f2"}
 POOLINGS: dict[str, pb.Pooling.ValueType] = {
     "": pb.POOLING_UNSPECIFIED,
@@ -72,11 +74,28 @@ def matrix_message(vectors: Any) -> pb.Matrix:
 def struct(values: dict[str, Any]) -> Struct:
     """Return the message of a JSON object. Raises InvalidArgument for what JSON cannot hold."""
     message = Struct()
-    try:
-        message.update(values)
-    except (ValueError, TypeError) as error:
-        raise InvalidArgument(f"attributes and options are JSON values: {error}") from error
+    for key, value in values.items():
+        try:
+            message.update({key: _json(value)})
+            Struct.FromString(message.SerializeToString())  # protobuf reads only so deep
+        except (ValueError, TypeError, OverflowError, RecursionError, DecodeError) as error:
+            raise InvalidArgument(f"{key!r} is no JSON value that can be sent: {error}") from error
     return message
+
+
+def _json(value: Any) -> Any:
+    """Return NumPy's numbers as Python's, and refuse integers that a double cannot hold."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"integers go up to 2**53, {value:.3g} is larger: store it as text")
+    if isinstance(value, dict):
+        return {str(k): _json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(v) for v in value]
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise TypeError(f"it holds a {type(value).__name__}")
+    return value
 
 
 def plain(message: Struct) -> dict[str, Any]:
@@ -254,5 +273,7 @@ def backbone(message: epb.BackboneInfo) -> results.BackboneInfo:
 def server_info(message: epb.GetServerInfoResponse) -> results.ServerInfo:
     """Return who answers."""
     m = message.limits
-    limits = results.Limits(m.max_message_bytes, m.max_items, m.max_image_bytes, m.max_pixels, m.max_k, m.stream_window)
+    limits = results.Limits(
+        m.max_message_bytes, m.max_items, m.max_image_bytes, m.max_pixels, m.max_k, m.stream_window, m.max_hits
+    )
     return results.ServerInfo(message.version, message.default_backbone, message.device, message.uptime_s, limits)

@@ -25,6 +25,8 @@ def writer_for(path: Path, info: CollectionInfo) -> Iterator[Write]:
     writers = {".parquet": _parquet, ".npy": _npy}
     if path.suffix not in writers:
         raise InvalidArgument(f"{path.name}: name the file .parquet or .npy")
+    if not path.parent.is_dir():
+        raise InvalidArgument(f"there is no directory {path.parent}: make it, or write elsewhere")
     partial = path.with_name(path.name + ".partial")
     try:
         with writers[path.suffix](partial, info, path) as write:

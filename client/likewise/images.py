@@ -35,7 +35,9 @@ def to_bytes(image: ImageLike) -> bytes:
     if isinstance(image, np.ndarray):
         return _encode(image)
     if hasattr(image, "save") and hasattr(image, "mode"):
-        return _png(image)
+        from PIL import ImageOps  # noqa: PLC0415  # only where a Pillow image is encoded
+
+        return _png(ImageOps.exif_transpose(image))  # PNG would lose which way is up
     raise InvalidArgument(f"cannot make an image of a {type(image).__name__}: give a path, bytes, PIL image or array")
 
 
@@ -45,6 +47,8 @@ def encoded(image: ImageLike, max_bytes: int) -> bytes | LikewiseError:
         data = to_bytes(image)
     except LikewiseError as error:
         return error
+    except (OSError, ValueError, TypeError, SyntaxError) as error:  # Pillow, of a picture that it had not read yet
+        return InvalidArgument(f"cannot read this image: {error}")
     if len(data) > max_bytes:
         return OutOfRange(f"the image has {len(data)} bytes, over the server's limit of {max_bytes}: shrink it")
     return data

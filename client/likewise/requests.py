@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 
 from likewise import convert
-from likewise.chunks import cut, in_flight, prepared
+from likewise.chunks import CHUNK_ITEMS, cut, in_flight, prepared
 from likewise.errors import InvalidArgument, LikewiseError
 from likewise.images import ImageLike, encoded
 from likewise.results import Float32, Limits
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 QueryValue: TypeAlias = bytes | str | Float32
 R = TypeVar("R")
+LARGEST_COUNT = 2**31  # what the wire carries
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,9 @@ def queries(images: Sequence[ImageLike] | None, vectors: Any, ids: Sequence[str]
     if sum(given is not None for given in (images, vectors, ids)) != 1:
         raise InvalidArgument("give one of: images, vectors=, ids=")
     if images is not None:
-        return Queries(_several(images, "images"), lambda image: encoded(image, limits.max_image_bytes))
+        return Queries(several(images, "images"), lambda image: encoded(image, limits.max_image_bytes))
     if ids is not None:
-        return Queries(_several(ids, "ids"), str)
+        return Queries(several(ids, "ids"), str)
     try:
         matrix = np.asarray(vectors, dtype=np.float32)
     except (ValueError, TypeError) as error:
@@ -50,7 +51,8 @@ def queries(images: Sequence[ImageLike] | None, vectors: Any, ids: Sequence[str]
     return Queries(matrix, lambda row: row)
 
 
-def _several(values: Sequence[Any], what: str) -> Sequence[Any]:
+def several(values: Any, what: str) -> Any:
+    """Return a list as it is. Raises InvalidArgument for the one text or bytes that would be taken letter by letter."""
     if isinstance(values, (str, bytes)):
         raise InvalidArgument(f"{what} is a list: put the one you have in brackets")
     return values
@@ -72,8 +74,12 @@ async def ask_all(
     ask: Callable[[list[QueryValue]], Awaitable[list[R]]],
     failed: Callable[[LikewiseError], R],
     window: int,
+    hits: int,
 ) -> list[R]:
-    """Return ask()'s answer to each query, in order, or failed(error) for one that could not be read."""
+    """Return ask()'s answer to each query, in order, or failed(error) for one that could not be read.
+
+    Each asks for `hits` hits, which decides how many go into one message.
+    """
 
     async def answers(chunk: list[QueryValue | LikewiseError]) -> list[R]:
         sound = [value for value in chunk if not isinstance(value, LikewiseError)]
@@ -81,7 +87,8 @@ async def ask_all(
         return [failed(value) if isinstance(value, LikewiseError) else next(replies) for value in chunk]
 
     results: list[R] = []
-    chunks = cut(prepared(given.sources, given.prepare), _query_weight, limits)
+    most = min(CHUNK_ITEMS, limits.max_hits // max(hits, 1))
+    chunks = cut(prepared(given.sources, given.prepare), _query_weight, limits, most=most)
     async for _, part in in_flight(chunks, answers, window):
         results += part
     return results
@@ -106,16 +113,16 @@ def upsert_message(item: NewItem, limits: Limits) -> tuple[cpb.UpsertItem | Like
             item_id = item_id or hashlib.sha256(data).hexdigest()
         elif item.vector is not None:
             message.vector = np.asarray(item.vector, dtype="<f4").tobytes()
-        message.info.id = item_id
+        message.info.id = text(item_id, "id")
         if item.label is not None:
-            message.info.label = item.label
+            message.info.label = text(item.label, "label")
         if item.attributes:
             message.info.attributes.CopyFrom(convert.struct(dict(item.attributes)))
         message.info.uri = item.uri
     except LikewiseError as error:
         return error, item_id
-    except (ValueError, TypeError, UnicodeError) as error:
-        return InvalidArgument(f"this item cannot be sent: {error}"), item_id
+    except (ValueError, TypeError) as error:
+        return InvalidArgument(f"this item cannot be sent: {error}"), str(item_id)
     return message, item_id
 
 
@@ -146,13 +153,33 @@ def examples(
         value = given.prepare(source)
         if isinstance(value, LikewiseError):
             raise value
-        example = hpb.Example(id=ids[i] if ids else "", label=labels[i])
+        example = hpb.Example(id=text(ids[i], "id") if ids else "", label=text(labels[i], "label"))
         if isinstance(value, bytes):
             example.image.data = value
         else:
             example.vector = np.asarray(value, dtype="<f4").tobytes()
         made.append(example)
     return made
+
+
+def text(value: Any, what: str) -> str:
+    """Return a label or id as text; NumPy's integers and strings become theirs. Raises InvalidArgument."""
+    if isinstance(value, (np.integer, np.str_)):
+        value = str(value)
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{what} {value!r} is a {type(value).__name__}: give a text, as {str(value)!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{what} {value!r} is no Unicode text: {error.reason}") from error
+    return value
+
+
+def whole(value: Any, what: str) -> int:
+    """Return a number that the wire can carry. Raises InvalidArgument for what is not one."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value < LARGEST_COUNT:
+        raise InvalidArgument(f"{what} is {value!r}: give a whole number, not negative")
+    return int(value)
 
 
 def same_length(count: int, **lists: Sized | None) -> None:

@@ -263,6 +263,7 @@ class Limits:
     max_pixels: int
     max_k: int
     stream_window: int
+    max_hits: int
 
 
 @dataclass(frozen=True, slots=True)

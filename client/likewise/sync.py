@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from types import TracebackType
@@ -21,9 +22,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@functools.cache
+_starting = threading.Lock()
+
+
 def _loop() -> asyncio.AbstractEventLoop:
     """Return the one event loop that all blocking clients of this process share, started on first use."""
+    with _starting:
+        return _loop_of(os.getpid())
+
+
+@functools.cache
+def _loop_of(_process: int) -> asyncio.AbstractEventLoop:
+    """Start a loop. A forked process needs one of its own: threads are not inherited."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="likewise-client", daemon=True).start()
     return loop

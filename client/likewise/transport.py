@@ -40,10 +40,30 @@ class Transport:
         )
 
     async def unary(
-        self, method: Callable[..., Awaitable[Reply]], request: Any, *, timeout: float | None = None
+        self,
+        method: Callable[..., Awaitable[Reply]],
+        request: Any,
+        *,
+        timeout: float | None = None,
+        gone_is_done: bool = False,
     ) -> Reply:
-        """Call a unary method. Raises the LikewiseError of its status."""
-        return await self._retried(lambda left: method(request, timeout=left), timeout)
+        """Call a unary method. Raises the LikewiseError of its status.
+
+        `gone_is_done`: it deletes, so NotFound on a second try means that the first one got through.
+        """
+        lost = False
+
+        async def once(left: float) -> Reply:
+            nonlocal lost
+            try:
+                return await method(request, timeout=left)
+            except grpc.aio.AioRpcError as error:
+                if gone_is_done and lost and error.code() is grpc.StatusCode.NOT_FOUND:
+                    return None  # type: ignore[return-value]  # nobody reads the reply of a deletion
+                lost = True
+                raise
+
+        return await self._retried(once, timeout)
 
     async def exchange(self, method: Callable[..., Any], request: Any, *, timeout: float | None = None) -> Any:
         """Send one message on a bidirectional stream and return its one reply."""

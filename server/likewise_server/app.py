@@ -48,10 +48,12 @@ class Running:
     health: health.aio.HealthServicer
     port: int
     watcher: asyncio.Task[None]
+    draining: asyncio.Event
 
     async def stop(self, grace_s: float) -> None:
         """Say not ready, answer what was accepted within `grace_s` seconds, then let go of everything."""
         self.watcher.cancel()
+        self.draining.set()  # streams stop reading, answer what they have read, and end
         await self.health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
         await asyncio.to_thread(self.engine.close)
@@ -110,22 +112,25 @@ async def start(settings: Settings) -> Running:
         on_batch=metrics.on_batch,
     )
     try:
+        metrics.watch(engine)
+        if settings.metrics_port is not None:
+            log.info("metrics", port=_serve_metrics(metrics, settings.host, settings.metrics_port))
         await engine.ready()
-        server, servicer = _server(settings, engine, metrics)
+        draining = asyncio.Event()
+        server, servicer = _server(settings, engine, metrics, draining)
         port = _listen(server, settings)
         await server.start()
     except BaseException:
         await asyncio.to_thread(engine.close)
         raise
-    metrics.watch(engine)
-    if settings.metrics_port is not None:
-        log.info("metrics", port=metrics.serve(settings.host, settings.metrics_port))
     await _set_health(servicer, health_pb2.HealthCheckResponse.SERVING)
     watcher = asyncio.create_task(_watch(engine, servicer))
-    return Running(server, engine, servicer, port, watcher)
+    return Running(server, engine, servicer, port, watcher, draining)
 
 
-def _server(settings: Settings, engine: Engine, metrics: Metrics) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+def _server(
+    settings: Settings, engine: Engine, metrics: Metrics, draining: asyncio.Event
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     limits = Limits(
         max_message_bytes=settings.max_message_bytes,
         max_items=settings.max_items,
@@ -133,6 +138,7 @@ def _server(settings: Settings, engine: Engine, metrics: Metrics) -> tuple[grpc.
         max_pixels=settings.max_pixels,
         max_k=settings.max_k,
         stream_window=settings.stream_window,
+        max_hits=settings.max_hits,
     )
     server = grpc.aio.server(
         interceptors=[CallInterceptor(metrics.on_call)],
@@ -143,14 +149,23 @@ def _server(settings: Settings, engine: Engine, metrics: Metrics) -> tuple[grpc.
         ],
     )
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(
-        EmbeddingServicer(engine, limits, package_version()), server
+        EmbeddingServicer(engine, limits, draining, package_version()), server
     )
-    collection_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(engine, limits), server)
+    collection_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(engine, limits, draining), server)
     head_pb2_grpc.add_HeadServiceServicer_to_server(HeadServicer(engine, limits), server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server, servicer
+
+
+def _serve_metrics(metrics: Metrics, host: str, port: int) -> int:
+    try:
+        return metrics.serve(host, port)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot listen on {host}:{port} for metrics ({error.strerror}): choose another --metrics-port"
+        ) from error
 
 
 def _listen(server: grpc.aio.Server, settings: Settings) -> int:
@@ -170,12 +185,17 @@ def _listen(server: grpc.aio.Server, settings: Settings) -> int:
 
 
 async def _watch(engine: Engine, servicer: health.aio.HealthServicer) -> None:
-    """Keep health truthful: not serving once a thread that everything needs has died."""
+    """Keep health truthful: not serving while forwards fail or a thread that everything needs has died."""
+    serving = True
     while True:
         await asyncio.sleep(HEALTH_PERIOD_S)
         if not engine.healthy():
-            log.error("unhealthy", device_thread=engine.batcher.alive(), store=engine.store.healthy())
-            await _set_health(servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+            await engine.probe()  # nobody sends images to a server that is not serving
+        if engine.healthy() != serving:
+            serving = not serving
+            log.warning("health", serving=serving, forwards=engine.batcher.alive(), store=engine.store.healthy())
+            status = health_pb2.HealthCheckResponse
+            await _set_health(servicer, status.SERVING if serving else status.NOT_SERVING)
 
 
 async def _set_health(
@@ -191,7 +211,8 @@ async def run(settings: Settings, announce: Callable[[int], None]) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+        # The second signal does not wait.
+        loop.add_signal_handler(number, lambda: os._exit(130) if stopping.is_set() else stopping.set())
     announce(running.port)
     await stopping.wait()
     log.info("stopping", grace_s=settings.grace_s)

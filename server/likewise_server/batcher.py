@@ -25,6 +25,9 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 
+HOPELESS = 8  # failed forwards in a row that are no longer the images' fault
+
+
 @dataclass(slots=True)
 class Embedded:
     """One image's vector, (dim,) float32, and the seconds it waited and ran."""
@@ -68,7 +71,7 @@ class Batcher:
         self._calls: deque[Call] = deque()
         self._wake = threading.Condition()
         self._closing = False
-        self.last_forward: float | None = None  # time.monotonic() of the last good one
+        self._failures = 0  # forwards that failed one image at a time, since the last good one
         self._thread = threading.Thread(target=self._run, name="likewise-device", daemon=True)
         self._thread.start()
 
@@ -106,8 +109,8 @@ class Batcher:
             return 0.0
 
     def alive(self) -> bool:
-        """Return whether the device thread runs."""
-        return self._thread.is_alive()
+        """Return whether the device thread runs, and forwards have not all failed lately."""
+        return self._thread.is_alive() and self._failures < HOPELESS
 
     def close(self) -> None:
         """Finish what is queued, then stop the thread."""
@@ -169,13 +172,14 @@ class Batcher:
             return [error] * len(jobs)
         except Exception:
             if len(jobs) == 1:
+                self._failures += 1
                 log.exception("forward failed", backbone=str(ref))
                 return [Internal("the network failed on this image; the server's log has the details")]
             log.warning("batch failed, halving it", backbone=str(ref), images=len(jobs))
             middle = len(jobs) // 2
             return self._forward(jobs[:middle]) + self._forward(jobs[middle:])
         ended = time.monotonic()
-        self.last_forward = ended
+        self._failures = 0
         self._on_batch(backbone.name, len(jobs), ended - started)
         share = (ended - started) / len(jobs)
         return [Embedded(vectors[i], started - job.queued_at, share) for i, job in enumerate(jobs)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,6 +70,9 @@ def serve(
     given.update(_pairs(more or []))
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except tomllib.TOMLDecodeError as error:
+        typer.echo(f"likewise.toml cannot be read: {error}", err=True)
+        raise typer.Exit(2) from error
     except ValidationError as error:
         for problem in error.errors():
             typer.echo(f"setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}", err=True)
@@ -88,6 +93,13 @@ def serve(
     except LikewiseError as error:
         typer.echo(f"likewise serve: {error.message}", err=True)
         raise typer.Exit(1) from error
+    except OSError as error:
+        typer.echo(f"likewise serve: {error}: is --data a directory that can be written to?", err=True)
+        raise typer.Exit(1) from error
+    # Everything is on disk. A fit that nobody waits for any more must not hold up the end of the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _pairs(texts: list[str]) -> dict[str, Any]:

@@ -82,10 +82,12 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
     except UnidentifiedImageError as error:
         start = data[:8].hex(" ")
         raise InvalidArgument(
-            f"not an image in a supported format (first bytes {start}): send JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+            f"not an image in a supported format, or a damaged one (first bytes {start}): "
+            "send an intact JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
         ) from error
     except DAMAGE as error:
-        raise InvalidArgument(f"the image is damaged or cut short: {str(error) or type(error).__name__}") from error
+        cause = str(error) or type(error).__name__
+        raise InvalidArgument(f"the image is damaged or cut short ({cause}): send an intact file") from error
 
 
 def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -120,6 +122,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Scale instead of clamping, which is what Pillow's own conversion does."""
+    if values.dtype == np.uint16:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     x = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(x.min()), float(x.max())
     if values.dtype.kind != "f" and low >= 0 and high <= 65535:  # noqa: PLR2004  # 16 bits

@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(32 * MIB, ge=1, description="largest encoded image")
     max_pixels: int = Field(64_000_000, ge=1, description="largest image, in pixels, checked before decoding")
     max_k: int = Field(10_000, ge=1, le=10_000, description="largest k of a search")
+    max_hits: int = Field(200_000, ge=10_000, description="queries times k of one search, or neighbours")
     queue_items: int = Field(4096, ge=1, description="images admitted at once, over all callers")
     queue_bytes: int = Field(512 * MIB, ge=MIB, description="encoded bytes admitted at once, over all callers")
     stream_window: int = Field(64, ge=1, description="images in flight on one stream")

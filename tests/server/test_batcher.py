@@ -151,3 +151,36 @@ async def test_admission_refuses_with_a_time_or_lets_streams_wait() -> None:
         assert not waiting.done()
     assert await waiting == "in"
     assert (admission.items, admission.bytes) == (0, 0)
+
+
+async def test_giving_up_a_place_in_line_lets_the_next_one_in() -> None:
+    admission = Admission(max_items=4, max_bytes=1000)
+    entered: list[str] = []
+
+    async def enter(name: str, items: int) -> None:
+        async with admission.admit(items, 10, wait=True):
+            entered.append(name)
+
+    async with admission.admit(3, 10, wait=False):
+        big, small = asyncio.create_task(enter("big", 4)), asyncio.create_task(enter("small", 1))
+        await asyncio.sleep(0)
+        assert entered == [], "a small one does not overtake a big one that waits"
+        with pytest.raises(ResourceExhausted):
+            async with admission.admit(1, 10, wait=False):
+                pass
+        big.cancel()
+        await asyncio.gather(big, return_exceptions=True)
+        await small
+    assert entered == ["small"]
+    assert (admission.items, admission.bytes) == (0, 0)
+
+
+async def test_forwards_that_all_fail_are_no_healthy_server(batcher: Batcher) -> None:
+    fake = FakeBackbone()
+    for _ in range(8):
+        assert batcher.alive()
+        with pytest.raises(Internal):
+            await ask(batcher, fake, 13)
+    assert not batcher.alive()
+    assert await ask(batcher, fake, 1) == 1
+    assert batcher.alive()

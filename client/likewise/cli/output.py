@@ -92,9 +92,12 @@ def guarded(run: Callable[[], Any]) -> None:
         hint = f" (request {error.request_id})" if error.request_id and error.code == "INTERNAL" else ""
         say(f"likewise: {error.message}{hint}")
         sys.exit(1)
-    except BrokenPipeError:  # `likewise … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `likewise … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        say(f"likewise: {error}")
+        sys.exit(1)
 
 
 def percent(value: float | None) -> str:

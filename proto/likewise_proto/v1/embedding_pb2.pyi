@@ -250,6 +250,7 @@ class Limits(google.protobuf.message.Message):
     MAX_PIXELS_FIELD_NUMBER: builtins.int
     MAX_K_FIELD_NUMBER: builtins.int
     STREAM_WINDOW_FIELD_NUMBER: builtins.int
+    MAX_HITS_FIELD_NUMBER: builtins.int
     max_message_bytes: builtins.int
     """of one gRPC message, either way"""
     max_items: builtins.int
@@ -261,6 +262,8 @@ class Limits(google.protobuf.message.Message):
     max_k: builtins.int
     stream_window: builtins.int
     """images in flight on one stream"""
+    max_hits: builtins.int
+    """queries times k of one Search, or times neighbours of one Classify"""
     def __init__(
         self,
         *,
@@ -270,8 +273,9 @@ class Limits(google.protobuf.message.Message):
         max_pixels: builtins.int = ...,
         max_k: builtins.int = ...,
         stream_window: builtins.int = ...,
+        max_hits: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_image_bytes", b"max_image_bytes", "max_items", b"max_items", "max_k", b"max_k", "max_message_bytes", b"max_message_bytes", "max_pixels", b"max_pixels", "stream_window", b"stream_window"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_hits", b"max_hits", "max_image_bytes", b"max_image_bytes", "max_items", b"max_items", "max_k", b"max_k", "max_message_bytes", b"max_message_bytes", "max_pixels", b"max_pixels", "stream_window", b"stream_window"]) -> None: ...
 
 global___Limits = Limits
 

@@ -14,6 +14,7 @@ from likewise_server.images import Preprocessing
 PoolingName = Literal["", "avg", "gem", "max", "cls"]
 POOLINGS: tuple[str, ...] = get_args(PoolingName)
 LOGITS = "logits"
+MOST_LAYERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,9 @@ class BackboneRef:
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise InvalidArgument(f"unknown pooling {self.pooling!r}: use one of avg, gem, max, cls")
+        layers = self.layer.split("+") if self.layer else []
+        if len(layers) > MOST_LAYERS or len(set(layers)) < len(layers) or any(not n or n != n.strip() for n in layers):
+            raise InvalidArgument(f"layer is up to {MOST_LAYERS} different names joined by +, without spaces")
 
     def __str__(self) -> str:
         options = [f"{k}={v}" for k, v in (("layer", self.layer), ("pooling", self.pooling)) if v]

@@ -21,8 +21,8 @@ def extract(network: Network, x: Tensor, ref: BackboneRef) -> Tensor:
 
     Raises InvalidArgument for a layer the network does not have or a pooling that does not fit it.
     """
-    layers = [layer.strip() for layer in ref.layer.split("+")] if ref.layer else [network.feature_layer]
-    with _captured(network, [layer for layer in layers if layer != LOGITS]) as outputs, _gate(network, layers):
+    layers = ref.layer.split("+") if ref.layer else [network.feature_layer]
+    with _captured(network, [name for name in layers if name != LOGITS], len(x)) as outputs, _gate(network, layers):
         logits = network.module(x)
     parts: list[Tensor] = []
     for layer in layers:
@@ -83,7 +83,7 @@ def _pool(positions: Tensor, how: str) -> Tensor:
 
 
 @contextmanager
-def _captured(network: Network, layers: list[str]) -> Iterator[dict[str, Tensor]]:
+def _captured(network: Network, layers: list[str], images: int) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of `layers` during one forward pass. One thread runs a network at a time."""
     outputs: dict[str, Tensor] = {}
     handles = []
@@ -94,7 +94,10 @@ def _captured(network: Network, layers: list[str]) -> Iterator[dict[str, Tensor]
             def save(_module: nn.Module, _inputs: object, out: object, layer: str = layer) -> None:
                 if not isinstance(out, Tensor):
                     raise InvalidArgument(f"layer {layer!r} does not return a tensor: choose another")
-                outputs[layer] = out
+                if out.shape[0] != images:
+                    raise InvalidArgument(f"layer {layer!r} does not keep one row per image: choose another")
+                # What comes after may work in place; of the last feature map nothing does.
+                outputs[layer] = out if layer == network.feature_layer else out.clone()
 
             handles.append(module.register_forward_hook(save))
         yield outputs

@@ -47,6 +47,7 @@ def load(name: str, weights_dir: Path | None) -> Network:
         preprocessing=own,
         feature_layer="model",
         pooling="cls" if getattr(module, "global_pool", "") == "token" else "avg",
+        nhwc=("model",) if str(getattr(module, "output_fmt", "")).upper().endswith("NHWC") else (),
         prefix_tokens=tokens,
         source=path.name if path else f"timm {model_name}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,7 +73,11 @@ def load(name: str, weights_dir: Path | None) -> Network:
 
     family = _family(name)
     if family is None or name not in models.list_models(module=models):
-        raise NotFound(f"unknown backbone {name!r}: `likewise backbones` lists the names")
+        near = ", ".join(difflib.get_close_matches(name, names(), n=3)) or "resnet50, mobilenet_v2, vit_b_16"
+        raise NotFound(
+            f"unknown backbone {name[:100]!r}: likewise-tiny, a torchvision name ({near}, …), or timm/<name>; "
+            "docs/backbones.md has more"
+        )
     enum = models.get_model_weights(name)
     path = weights.find(weights_dir, name)
     entry = _published_as(enum, path) if path else enum.DEFAULT

@@ -14,11 +14,12 @@ from likewise_server.engine.embedding import Embedder
 from likewise_server.engine.queries import Query, check_space, collection_ref, resolve
 from likewise_server.engine.timings import Timings
 from likewise_server.engine.workers import Workers
-from likewise_server.errors import FailedPrecondition, InvalidArgument, LikewiseError
+from likewise_server.errors import FailedPrecondition, InvalidArgument, LikewiseError, OutOfRange
 from likewise_server.heads import Evaluation, Prediction, TrainedHead, evaluate, train
 from likewise_server.store.types import CollectionInfo, HeadRow, Labelled, Store
 
 CACHED_HEADS = 16
+LARGEST_CONFUSION = 2000  # classes: 16 MB of counts in a reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,11 @@ class TrainingSet:
 class Heads:
     """What can be done with heads."""
 
-    def __init__(self, store: Store, embedder: Embedder, workers: Workers) -> None:
+    def __init__(self, store: Store, embedder: Embedder, workers: Workers, fits: Workers) -> None:
         self.store = store
         self._embedder = embedder
         self._workers = workers
+        self._fits = fits
         self._cache: OrderedDict[tuple[str, str, int, float], TrainedHead] = OrderedDict()
 
     async def train(
@@ -109,7 +111,7 @@ class Heads:
         with timings.stage("store"):
             mean = await self._workers.run(self.store.mean_vector, collection)
         with timings.stage("head"):
-            head = await self._workers.run(
+            head = await self._fits.run(
                 train,
                 np.stack(data.vectors),
                 data.labels,
@@ -216,6 +218,7 @@ class Heads:
             workers=self._workers,
             timings=timings,
             deadline=deadline,
+            directions=True,
         )
         usable = resolved.usable
         answers: list[Prediction] = []
@@ -243,7 +246,12 @@ class Heads:
             data: Labelled = await self._workers.run(self.store.labelled, target.name, where=where)
         if not data.ids:
             raise FailedPrecondition(f"{target.name!r} has no labelled items that match: nothing to measure on")
+        if len(stored.head.classes) > LARGEST_CONFUSION:
+            raise OutOfRange(
+                f"head {name!r} has {len(stored.head.classes)} classes; a confusion matrix is given up to "
+                f"{LARGEST_CONFUSION}: classify the items and compare the labels yourself"
+            )
         with timings.stage("head"):
-            evaluation = await self._workers.run(evaluate, stored.head, data.vectors, data.labels)
+            evaluation = await self._fits.run(evaluate, stored.head, data.vectors, data.labels)
         trained_on = set(stored.head.support_ids) if target.name == collection else set()
         return Evaluated(evaluation, sum(i in trained_on for i in data.ids), stored, timings)

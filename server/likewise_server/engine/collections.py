@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from likewise_server.engine.timings import Timings
 from likewise_server.engine.workers import Workers
 from likewise_server.errors import InvalidArgument, LikewiseError
 from likewise_server.store.types import Attributes, CollectionInfo, Hit, Item, Metric, NewItem, Outcome, Store
+
+LARGEST_K = 10_000  # what a store answers at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,9 @@ class Collections:
         fingerprint: str = "",
         skip_unchanged: bool = False,
         deadline: float | None = None,
+        turn: asyncio.Event | None = None,
     ) -> Upserted:
-        """Embed what are images and store all; returns when it is durable.
+        """Embed what are images and store all; returns when it is durable. Storing waits for `turn`.
 
         With `skip_unchanged`, an image whose bytes are stored already keeps its vector instead of
         running through the network again. Raises NotFound and FailedPrecondition for the whole call.
@@ -117,17 +121,14 @@ class Collections:
         if skip_unchanged:
             with timings.stage("store"):
                 vectors = await self._workers.run(self._known_vectors, collection, items, hashes)
-        fresh = [i for i, item in enumerate(items) if item.image is not None and i not in vectors]
+        fresh = {i: item.image for i, item in enumerate(items) if item.image is not None and i not in vectors}
         if fresh:
             ref = await collection_ref(self._embedder, info)
-            images = [items[i].image or b"" for i in fresh]
-            embedded = await self._embedder.embed(images, ref, deadline=deadline, wait=True)
+            embedded = await self._embedder.embed(list(fresh.values()), ref, deadline=deadline, wait=True)
             timings.absorb(embedded.timings)
-            for row, i in enumerate(fresh):
-                if row in embedded.errors:
-                    outcomes[i] = embedded.errors[row]
-                else:
-                    vectors[i] = embedded.vectors[row]
+            vectors.update({i: embedded.vectors[row] for row, i in enumerate(fresh) if row not in embedded.errors})
+            for row, error in embedded.errors.items():
+                outcomes[list(fresh)[row]] = error
         ready: list[int] = []
         new: list[NewItem] = []
         for i, item in enumerate(items):
@@ -139,6 +140,8 @@ class Collections:
                 continue
             ready.append(i)
             new.append(NewItem(item.id, vector, item.label, item.attributes, item.uri, hashes[i]))
+        if turn is not None:
+            await turn.wait()
         with timings.stage("store"):
             stored = await self._workers.run(self.store.upsert, collection, new, fingerprint=info.fingerprint)
         for i, outcome in zip(ready, stored, strict=True):
@@ -180,7 +183,7 @@ class Collections:
         with timings.stage("store"):
             # One more than asked, so that leaving out the item itself still leaves k.
             found = await self._workers.run(
-                self.store.search, collection, resolved.vectors[usable], k + bool(own), where=where
+                self.store.search, collection, resolved.vectors[usable], min(k + bool(own), LARGEST_K), where=where
             )
         results: list[list[Hit] | LikewiseError] = [resolved.errors.get(i, []) for i in range(len(resolved.vectors))]
         for row, i in enumerate(usable):

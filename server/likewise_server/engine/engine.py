@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from likewise_server.backbones.backbone import Backbone
@@ -14,11 +16,14 @@ from likewise_server.engine.classification import Heads
 from likewise_server.engine.collections import Collections
 from likewise_server.engine.embedding import Embedder
 from likewise_server.engine.workers import Workers
+from likewise_server.errors import LikewiseError
 from likewise_server.images import ImageLimits, guard
 from likewise_server.store.types import Store
 
 # Blocking calls are short reads, searches and waits for a commit; eight overlap them well on any machine.
 WORKERS = 8
+# Training, evaluating and checking take long; they must not keep the short calls waiting.
+FITS = 2
 
 
 @dataclass(slots=True)
@@ -31,6 +36,7 @@ class Engine:
     store: Store
     batcher: Batcher
     workers: Workers
+    fits: Workers
 
     async def ready(self) -> None:
         """Prove with one forward pass per backbone that each works. Raises what the first failing one raises."""
@@ -39,6 +45,13 @@ class Engine:
             if backbone.space(backbone.ref()) is None:
                 raise RuntimeError(f"{name} has no space after its first forward")
 
+    async def probe(self) -> None:
+        """Run one blank image, so that a device that works again is found to."""
+        backbone, ref = self.embedder.resolve(None)
+        crop = backbone.preprocessing.crop
+        with contextlib.suppress(LikewiseError):  # what matters is whether forwards succeed now
+            await self.batcher.embed(backbone, ref, np.zeros((crop, crop, 3), np.uint8))
+
     def healthy(self) -> bool:
         """Return whether the device thread runs and the store takes writes."""
         return self.batcher.alive() and self.store.healthy()
@@ -46,6 +59,7 @@ class Engine:
     def close(self) -> None:
         """Finish what is queued, then let go of threads and data."""
         self.embedder.close()
+        self.fits.close(wait=False)  # a fit may take minutes, and whoever asked for it is gone
         self.workers.close()
         self.store.close()
 
@@ -68,7 +82,13 @@ def build(
     batcher = Batcher(max_batch=max_batch, on_batch=on_batch)
     admission = Admission(max_items=queue_items, max_bytes=queue_bytes)
     embedder = Embedder(backbones, batcher, admission, limits=limits, decode_threads=decode_threads)
-    workers = Workers(WORKERS)
+    workers, fits = Workers(WORKERS), Workers(FITS)
     return Engine(
-        embedder, Collections(store, embedder, workers), Heads(store, embedder, workers), store, batcher, workers
+        embedder,
+        Collections(store, embedder, workers),
+        Heads(store, embedder, workers, fits),
+        store,
+        batcher,
+        workers,
+        fits,
     )

@@ -103,8 +103,12 @@ async def resolve(
     workers: Workers,
     timings: Timings,
     deadline: float | None,
+    directions: bool = False,
 ) -> Resolved:
-    """Return one vector per query. Problems of one query are its own entry in `errors`."""
+    """Return one vector per query. Problems of one query are its own entry in `errors`.
+
+    With `directions` a zero vector is such a problem whatever the collection's metric.
+    """
     if isinstance(query, ByImages):
         ref = await collection_ref(embedder, info)
         embedded = await embedder.embed(query.images, ref, deadline=deadline)
@@ -112,7 +116,7 @@ async def resolve(
         return Resolved(embedded.vectors, embedded.errors)
     if isinstance(query, ByVectors):
         check_space(info, query.fingerprint)
-        return _checked(query.vectors, info)
+        return _checked(query.vectors, info, directions=directions)
     with timings.stage("store"):
         items = await workers.run(store.get, info.name, query.ids, vectors=True)
     vectors = np.zeros((len(items), info.dim), np.float32)
@@ -125,17 +129,18 @@ async def resolve(
     return Resolved(vectors, errors)
 
 
-def _checked(vectors: NDArray[np.float32], info: CollectionInfo) -> Resolved:
+def _checked(vectors: NDArray[np.float32], info: CollectionInfo, *, directions: bool) -> Resolved:
     if vectors.ndim != 2 or vectors.shape[1] != info.dim:  # noqa: PLR2004  # a matrix
         raise FailedPrecondition(
             f"these vectors have {vectors.shape[-1]} numbers, those of {info.name!r} have {info.dim}"
         )
     errors: dict[int, LikewiseError] = {}
-    finite = np.asarray(np.isfinite(vectors).all(axis=1))
+    # Squares of larger numbers leave the range of float32.
+    finite = np.asarray((np.abs(vectors) < 1e15).all(axis=1))  # noqa: PLR2004
     for index in np.flatnonzero(~finite):
-        errors[int(index)] = InvalidArgument("the vector has NaN or infinite values")
-    if info.metric == "cosine":
-        norms = np.linalg.norm(np.where(finite[:, None], vectors, 0), axis=1)
-        for index in np.flatnonzero(finite & (norms <= 1e-12)):  # noqa: PLR2004
+        errors[int(index)] = InvalidArgument("the vector has NaN, infinite or enormous values")
+    if info.metric == "cosine" or directions:
+        norms = np.linalg.norm(np.where(finite[:, None], vectors, 0).astype(np.float64), axis=1)
+        for index in np.flatnonzero(finite & (norms < np.finfo(np.float32).tiny)):  # as the store has it
             errors[int(index)] = InvalidArgument("the vector is zero: it has no direction to compare by cosine")
     return Resolved(vectors, errors)

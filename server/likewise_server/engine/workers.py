@@ -22,6 +22,6 @@ class Workers:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
 
-    def close(self) -> None:
-        """Wait for what runs."""
-        self._pool.shutdown()
+    def close(self, *, wait: bool = True) -> None:
+        """Drop what has not begun; with `wait`, wait for what runs."""
+        self._pool.shutdown(wait=wait, cancel_futures=True)

@@ -62,7 +62,8 @@ def train(
     # In order of id everything below is the same, to the bit, however the rows came.
     order = sorted(range(len(X)), key=ids.__getitem__)
     X, labels, ids = X[order], [labels[i] for i in order], [ids[i] for i in order]
-    pictures = [content_hashes[i] for i in order] if content_hashes else [row.tobytes() for row in X]
+    hashes = [content_hashes[i] for i in order] if content_hashes else [""] * len(X)
+    pictures = [known or row.tobytes() for known, row in zip(hashes, X, strict=True)]  # bare vectors have no hash
     warnings = list(label_warnings(labels, pictures, ids))
     classes = tuple(sorted(set(labels)))
     number = {label: i for i, label in enumerate(classes)}

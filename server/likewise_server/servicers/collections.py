@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from likewise_proto.v1 import collection_pb2 as cpb
 from likewise_proto.v1.collection_pb2_grpc import CollectionServiceServicer
 from likewise_server.engine.collections import Collections, Upsert
 from likewise_server.engine.engine import Engine
-from likewise_server.errors import InvalidArgument, LikewiseError
+from likewise_server.errors import InvalidArgument, LikewiseError, Unavailable
 from likewise_server.servicers import convert
 from likewise_server.servicers.context import Context, deadline_of
 from likewise_server.servicers.limits import Limits
 from likewise_server.servicers.queries import query_from
-from likewise_server.servicers.windows import in_order
+from likewise_server.servicers.windows import SHUTTING_DOWN, in_order, until
 from likewise_server.store.types import Hit, Outcome
 
 # Messages of one upsert stream that are embedded side by side; replies keep their order.
@@ -30,11 +31,13 @@ OUTCOMES = {
 class CollectionServicer(CollectionServiceServicer):
     """Keeps items and searches them."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, draining: asyncio.Event) -> None:
         self._collections: Collections = engine.collections
         self._store = engine.store
         self._workers = engine.workers
+        self._fits = engine.fits
         self._limits = limits
+        self._draining = draining
 
     async def CreateCollection(
         self,
@@ -88,20 +91,29 @@ class CollectionServicer(CollectionServiceServicer):
         self, requests: AsyncIterator[cpb.UpsertItemsRequest], context: Context
     ) -> AsyncIterator[cpb.UpsertItemsResponse]:
         """Reply to each message once its items are durable."""
-        collection: list[str] = []
+        collection = ""
+        before: asyncio.Event | None = None
 
         async def one(request: cpb.UpsertItemsRequest) -> cpb.UpsertItemsResponse:
-            if request.collection:
-                collection[:] = [request.collection]
-            if not collection:
-                raise InvalidArgument("the first message of the stream must name the collection")
-            return await self._upsert(collection[0], request, context)
+            # Messages are embedded side by side but stored one after the other: of an id sent twice the later wins.
+            nonlocal collection, before
+            turn, before = before, asyncio.Event()
+            done = before
+            try:
+                collection = request.collection or collection
+                if not collection:
+                    raise InvalidArgument("the first message of the stream must name the collection")
+                return await self._upsert(collection, request, context, turn)
+            finally:
+                done.set()
 
-        async for reply in in_order(requests, one, UPSERTS_IN_FLIGHT):
+        async for reply in in_order(until(requests, self._draining), one, UPSERTS_IN_FLIGHT):
             yield reply
+        if self._draining.is_set():
+            raise Unavailable(SHUTTING_DOWN)
 
     async def _upsert(
-        self, collection: str, request: cpb.UpsertItemsRequest, context: Context
+        self, collection: str, request: cpb.UpsertItemsRequest, context: Context, turn: asyncio.Event | None
     ) -> cpb.UpsertItemsResponse:
         self._limits.check_items(len(request.items), "items")
         items: list[Upsert] = []
@@ -120,6 +132,7 @@ class CollectionServicer(CollectionServiceServicer):
             fingerprint=request.fingerprint,
             skip_unchanged=request.skip_unchanged,
             deadline=deadline_of(context),
+            turn=turn,
         )
         for outcome, result in zip(done.outcomes, sound, strict=True):
             if isinstance(outcome, LikewiseError):
@@ -143,11 +156,13 @@ class CollectionServicer(CollectionServiceServicer):
         items, fingerprint = await self._collections.get(
             request.collection, list(request.ids), vectors=request.with_vectors
         )
-        return cpb.GetItemsResponse(
+        reply = cpb.GetItemsResponse(
             items=[convert.item_to(item) for item in items if item],
             missing_ids=[i for i, item in zip(request.ids, items, strict=True) if item is None],
             fingerprint=fingerprint,
         )
+        self._limits.check_reply(reply)
+        return reply
 
     async def ListItems(
         self,
@@ -157,16 +172,22 @@ class CollectionServicer(CollectionServiceServicer):
         """Return a page of items."""
         info = await self._workers.run(self._store.get_collection, request.collection)
         row_bytes = ITEM_BYTES + 4 * info.dim * request.with_vectors
-        items, token, fingerprint = await self._collections.list_items(
-            request.collection,
-            where=request.where,
-            page_size=self._limits.page(request.page_size, row_bytes=row_bytes),
-            page_token=request.page_token,
-            vectors=request.with_vectors,
-        )
-        return cpb.ListItemsResponse(
-            items=[convert.item_to(item) for item in items], next_page_token=token, fingerprint=fingerprint
-        )
+        size = self._limits.page(request.page_size, row_bytes=row_bytes)
+        while True:
+            items, token, fingerprint = await self._collections.list_items(
+                request.collection,
+                where=request.where,
+                page_size=size,
+                page_token=request.page_token,
+                vectors=request.with_vectors,
+            )
+            reply = cpb.ListItemsResponse(
+                items=[convert.item_to(item) for item in items], next_page_token=token, fingerprint=fingerprint
+            )
+            # Items with large attributes: a shorter page fits, and the token goes on from there.
+            if reply.ByteSize() <= self._limits.max_message_bytes or size == 1:
+                return reply
+            size = max(1, size // 4)
 
     async def CountItems(
         self,
@@ -192,12 +213,12 @@ class CollectionServicer(CollectionServiceServicer):
         self._limits.check_k(request.k)
         found = await self._collections.search(
             request.collection,
-            query_from(request, self._limits),
+            query_from(request, self._limits, request.k),
             request.k,
             where=request.where,
             deadline=deadline_of(context),
         )
-        return cpb.SearchResponse(
+        reply = cpb.SearchResponse(
             results=[_query_result(result) for result in found.results],
             exact=found.exact,
             measured_recall=found.measured_recall,
@@ -206,6 +227,8 @@ class CollectionServicer(CollectionServiceServicer):
             fingerprint=found.fingerprint,
             timings=convert.timings_to(found.timings),
         )
+        self._limits.check_reply(reply)
+        return reply
 
     async def CheckCollection(
         self,
@@ -213,7 +236,7 @@ class CollectionServicer(CollectionServiceServicer):
         context: Context,  # noqa: ARG002
     ) -> cpb.CheckCollectionResponse:
         """Verify what is stored; with `repair`, rebuild what is derived."""
-        report = await self._workers.run(self._store.fsck, request.collection, repair=request.repair)
+        report = await self._fits.run(self._store.fsck, request.collection, repair=request.repair)
         return cpb.CheckCollectionResponse(
             items_checked=report.checked.get("items", 0), problems=report.problems, repaired=report.repaired
         )

@@ -110,8 +110,8 @@ def attributes_from(message: struct_pb2.Struct) -> dict[str, Any]:
     """Return a Struct's JSON values, whole numbers as int. Raises InvalidArgument for NaN and infinities."""
     try:
         plain: dict[str, Any] = _integers(MessageToDict(message)) if message.fields else {}
-    except ValueError as error:
-        raise InvalidArgument("attributes are JSON: NaN and infinities are not") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument("attributes are JSON: no NaN, no infinities, not hundreds of levels") from error
     return plain
 
 

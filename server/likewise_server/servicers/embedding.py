@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -11,19 +12,20 @@ from likewise_proto.v1.embedding_pb2_grpc import EmbeddingServiceServicer
 from likewise_server.backbones import registry
 from likewise_server.backbones.base import BackboneRef
 from likewise_server.engine.engine import Engine
-from likewise_server.errors import InvalidArgument
+from likewise_server.errors import InvalidArgument, Unavailable
 from likewise_server.servicers import convert
 from likewise_server.servicers.context import Context, deadline_of
 from likewise_server.servicers.limits import Limits
-from likewise_server.servicers.windows import as_ready
+from likewise_server.servicers.windows import SHUTTING_DOWN, as_ready, until
 
 
 class EmbeddingServicer(EmbeddingServiceServicer):
     """Embeds images and says what is served."""
 
-    def __init__(self, engine: Engine, limits: Limits, version: str) -> None:
+    def __init__(self, engine: Engine, limits: Limits, draining: asyncio.Event, version: str) -> None:
         self._engine = engine
         self._limits = limits
+        self._draining = draining
         self._version = version
         self._started = time.monotonic()
 
@@ -70,8 +72,10 @@ class EmbeddingServicer(EmbeddingServiceServicer):
                 reply.vector.CopyFrom(convert.matrix_to(result.vectors, request.dtype or first[0][1]))
             return reply
 
-        async for reply in as_ready(requests, one, self._limits.stream_window):
+        async for reply in as_ready(until(requests, self._draining), one, self._limits.stream_window):
             yield reply
+        if self._draining.is_set():
+            raise Unavailable(SHUTTING_DOWN)
 
     async def ListBackbones(
         self,
@@ -82,7 +86,8 @@ class EmbeddingServicer(EmbeddingServiceServicer):
         served = self._engine.embedder.backbones
         names = list(served)
         if not request.served_only:
-            names += [name for name in registry.known_names() if name not in served]
+            known = await self._engine.workers.run(registry.known_names)  # imports torchvision the first time
+            names += [name for name in known if name not in served]
         size = self._limits.page(request.page_size)
         start = _offset(request.page_token)
         page = names[start : start + size]
@@ -123,6 +128,7 @@ class EmbeddingServicer(EmbeddingServiceServicer):
                 max_pixels=limits.max_pixels,
                 max_k=limits.max_k,
                 stream_window=limits.stream_window,
+                max_hits=limits.max_hits,
             ),
             default_backbone=name,
             device=str(backbone.device),
@@ -133,6 +139,6 @@ class EmbeddingServicer(EmbeddingServiceServicer):
 def _offset(token: str) -> int:
     if not token:
         return 0
-    if not token.isascii() or not token.isdigit():
+    if not token.isascii() or not token.isdigit() or len(token) > 9:  # noqa: PLR2004  # a small number
         raise InvalidArgument("page_token: pass the next_page_token of the page before, unchanged")
     return int(token)

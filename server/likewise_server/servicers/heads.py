@@ -72,7 +72,7 @@ class HeadServicer(HeadServiceServicer):
         done = await self._heads.classify(
             request.collection,
             request.head,
-            query_from(request, self._limits),
+            query_from(request, self._limits, request.neighbours),
             version=request.version,
             reject=not request.accept_all,
             neighbours=min(request.neighbours, self._limits.max_k),

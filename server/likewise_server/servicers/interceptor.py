@@ -20,6 +20,7 @@ log = structlog.get_logger()
 
 REQUEST_ID = "x-request-id"
 DETAILS = "grpc-status-details-bin"
+LONGEST_MESSAGE = 1000
 OURS = "/likewise.v1."
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -112,6 +113,8 @@ class _Call:
         if not isinstance(error, LikewiseError):
             log.error("unexpected error", method=self._method, request_id=self._id, exc_info=error)
             error = Internal(f"internal error; the server's log has the details under request id {self._id}")
+        if len(error.message) > LONGEST_MESSAGE:  # what names something long; trailers hold 16 KiB
+            error = type(error)(error.message[:LONGEST_MESSAGE] + "…", retry_after_s=error.retry_after_s)
         self.end(error.code.name, context, message=error.message[:200])
         details = status_of(error).SerializeToString()
         trailing = ((REQUEST_ID, self._id), (DETAILS, details))

@@ -10,8 +10,11 @@ from likewise_server.servicers import convert
 from likewise_server.servicers.limits import Limits
 
 
-def query_from(request: SearchRequest | ClassifyRequest, limits: Limits) -> Query:
-    """Return the queries in a request. Raises InvalidArgument for none, OutOfRange for too many."""
+def query_from(request: SearchRequest | ClassifyRequest, limits: Limits, hits: int) -> Query:
+    """Return the queries in a request, each asking for so many `hits`.
+
+    Raises InvalidArgument for none, OutOfRange for too many.
+    """
     which = request.WhichOneof("queries")
     query: Query = ByIds([])
     count = 0
@@ -27,4 +30,5 @@ def query_from(request: SearchRequest | ClassifyRequest, limits: Limits) -> Quer
     if not count:
         raise InvalidArgument("no queries: send images, vectors or ids")
     limits.check_items(count, "queries")
+    limits.check_hits(count, hits)
     return query

@@ -10,6 +10,29 @@ Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 _END = object()
+SHUTTING_DOWN = "the server is shutting down: what was answered is done, send the rest again in a moment"
+
+
+async def until(requests: AsyncIterator[Request], draining: asyncio.Event) -> AsyncIterator[Request]:
+    """Yield the requests until the caller ends or `draining` is set, whichever comes first."""
+    iterator = aiter(requests)
+    stop = asyncio.ensure_future(draining.wait())
+    following: asyncio.Future[Request] | None = None
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(iterator))
+            await asyncio.wait({following, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                return
+            try:
+                request = following.result()
+            except StopAsyncIteration:
+                return
+            yield request
+    finally:
+        stop.cancel()
+        if following is not None:
+            following.cancel()
 
 
 async def as_ready(

@@ -276,8 +276,11 @@ def mean_vector(db: sqlite3.Connection, collection: Collection, limit: int) -> F
 
 
 def _json_list(values: Sequence[object]) -> str:
-    """Return a list for `json_each`, which takes any number of values as one parameter."""
-    return json.dumps(list(values))
+    """Return a list for `json_each`, which takes any number of values as one parameter.
+
+    No id that is stored holds NUL, and SQLite ends a JSON string there: it would stand for another id.
+    """
+    return json.dumps([value for value in values if not (isinstance(value, str) and "\0" in value)])
 
 
 def prepare_all(items: Sequence[NewItem], collection: Collection) -> tuple[list[Prepared], list[LikewiseError | None]]:

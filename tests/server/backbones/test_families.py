@@ -129,6 +129,19 @@ def test_layers_and_poolings_choose_other_features(resnet: Backbone) -> None:
     assert (feature("", "gem") >= feature("", "avg") - 1e-4).all()
 
 
+def test_a_layer_is_what_its_module_gave_not_what_came_after(resnet: Backbone) -> None:
+    images = pixels(resnet)
+    how = resnet.preprocessing
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    x = (x - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]
+    module = resnet.network.module
+    with torch.inference_mode():
+        expected = module.bn1(module.conv1(x)).mean((2, 3)).numpy()  # type: ignore[operator]
+    assert expected.min() < 0, "the ReLU that follows works in place"
+    got = resnet.forward(images, resnet.ref("bn1"))
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_each_feature_is_a_space_of_its_own(resnet: Backbone) -> None:
     refs = [("", ""), ("", "max"), ("layer3", ""), ("layer3", "max"), ("logits", "")]
     assert len({resnet.fingerprint(resnet.ref(*ref)) for ref in refs}) == len(refs)

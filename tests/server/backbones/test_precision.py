@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from likewise_server.backbones import precision, registry
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.errors import InvalidArgument
