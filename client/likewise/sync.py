@@ -51,14 +51,20 @@ def wait_for(work: Coroutine[Any, Any, R]) -> R:
 
 def iterate(source: AsyncIterator[R]) -> Iterator[R]:
     """Yield what an async iterator yields; closing this closes it."""
+    step: asyncio.Task[Any] | None = None
 
     async def following() -> tuple[R] | None:
+        nonlocal step
+        step = asyncio.current_task()
         try:
             return (await anext(source),)
         except StopAsyncIteration:
             return None
 
     async def close() -> None:
+        if step is not None and not step.done():  # interrupted while waiting, as by Ctrl-C
+            step.cancel()
+            await asyncio.wait([step])
         closer = getattr(source, "aclose", None)
         if closer:
             await closer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from likewise import Client
+from likewise.collection import NewItem
 from likewise.errors import InvalidArgument, LikewiseError, NotFound, Unavailable
 from likewise.sync import Collection
 from likewise_proto.v1 import common_pb2 as pb
@@ -155,6 +157,17 @@ def test_many_queries_with_many_hits_are_cut_into_messages(plain: Collection) ->
     plain.add_vectors([f"{n}" for n in range(50)], vectors(50))
     found = plain.search_many(vectors=vectors(64), k=10_000)
     assert [len(hits) for hits in found] == [50] * 64
+
+
+def test_an_interrupted_iteration_ends_as_an_interrupt(plain: Collection) -> None:
+    def slow() -> Any:
+        yield from (NewItem(f"n{n}", vector=vectors(1)[0]) for n in range(40))
+        _thread.interrupt_main()  # Ctrl-C, while the main thread waits for outcomes
+        time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(plain.upsert(slow()))
+    assert plain.count() >= 0, "the client still works"
 
 
 def test_a_stream_is_answered_when_the_server_stops(tmp_path: Path) -> None:

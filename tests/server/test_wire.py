@@ -21,7 +21,7 @@ from likewise_proto.v1 import head_pb2 as hpb
 from likewise_proto.v1.collection_pb2_grpc import CollectionServiceStub
 from likewise_proto.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from likewise_proto.v1.head_pb2_grpc import HeadServiceStub
-from support.pictures import photograph_jpegs
+from support.pictures import jpeg, photograph_jpegs, photographs
 from support.server import ServerProcess, start_server
 
 INVALID, OUT_OF_RANGE, NOT_FOUND, PRECONDITION = 3, 11, 5, 9
@@ -200,6 +200,22 @@ def test_upserts_answer_in_order_with_an_outcome_per_item(collections: Any, vect
     assert first.results[2].error.code in (INVALID, PRECONDITION)
     assert first.results[1].outcome == cpb.OUTCOME_CREATED
     assert second.results[0].outcome == cpb.OUTCOME_UNCHANGED
+
+
+def test_of_an_id_sent_twice_on_one_stream_the_later_wins(collections: Any) -> None:
+    name = "order"
+    collections.CreateCollection(cpb.CreateCollectionRequest(name=name))
+    large = jpeg(photographs()["hubble_deep_field"].resize((3000, 3000)))
+    messages = [
+        cpb.UpsertItemsRequest(
+            collection=name, items=[cpb.UpsertItem(info=pb.ItemInfo(id="x", label=label), image=pb.Image(data=data))]
+        )
+        for label, data in (("first", large), ("second", photograph_jpegs()[0]))
+    ]
+    replies = list(collections.UpsertItems(iter(messages), timeout=60))
+    assert [r.results[0].outcome for r in replies] == [cpb.OUTCOME_CREATED, cpb.OUTCOME_UPDATED]
+    assert collections.GetItems(cpb.GetItemsRequest(collection=name, ids=["x"])).items[0].info.label == "second"
+    collections.DeleteCollection(cpb.DeleteCollectionRequest(name=name))
 
 
 def test_lists_are_paged_to_the_end_without_loss(collections: Any, vectors: str) -> None:
