@@ -91,6 +91,8 @@ def index(
         typer.echo(f"likewise index: {error.message}", err=True)
         raise typer.Exit(1) from error
     typer.echo(json.dumps(summary.as_dict()) if as_json else str(summary))
+    if not summary.total and not summary.stopped:
+        typer.echo(f"no image in {source.name}: is it the right place? --dry-run counts what a source has", err=True)
     if summary.exit_code:
         raise typer.Exit(summary.exit_code)
 

@@ -89,6 +89,9 @@ def test_embed_writes_a_matrix(cli: Cli, photo_files: list[Path], tmp_path: Path
     done = cli("embed", tmp_path / "bad.jpg", photo_files[0], "--out", out, status=3)
     assert "bad.jpg (row 0 is zero): not an image" in done.stderr
     assert not np.load(out)[0].any()
+    cli("embed", tmp_path / "bad.jpg", "--out", tmp_path / "none.npy", status=3)
+    assert not (tmp_path / "none.npy").exists()
+    assert "No such file or directory" in cli("embed", photo_files[0], "--out", "/nope/x.npy", status=1).stderr
 
 
 def test_search(cli: Cli, digits: str) -> None:
@@ -96,6 +99,7 @@ def test_search(cli: Cli, digits: str) -> None:
     assert [hit["label"] for hit in hits] == ["0", "0"]
     assert "d3" not in cli("search", "-c", digits, "--id", "d4", "-k", "1", "--where", "n > 20").stdout
     assert "give image files" in cli("search", "-c", digits, status=2).stderr
+    assert "whole number" in cli("search", "-c", digits, "--id", "d3", "-k", "-1", status=1).stderr
 
 
 def test_heads_and_classify(cli: Cli, digits: str, tmp_path: Path) -> None:
@@ -146,6 +150,7 @@ def test_no_server_is_one_line(tmp_path: Path) -> None:
         (["--precision", "fp8"], 2, "setting precision"),
         (["--set", "nonsense=1"], 2, "unknown setting nonsense"),
         (["--set", "max_batch=none"], 2, "setting max_batch"),
+        (["--set", "data=/dev/null/x"], 1, "directory"),
     ],
 )
 def test_serve_refuses_what_it_cannot_do(tmp_path: Path, arguments: list[str], status: int, hint: str) -> None:

@@ -46,6 +46,13 @@ def test_failures_are_listed_where_asked_and_make_the_status_3(
     lw.delete_collection(name)
 
 
+def test_a_source_without_images_is_told(counted: Any, lw: Client, name: str, tmp_path: Path) -> None:
+    result = invoke(tmp_path, "-c", name, "--server", counted.address)
+    assert result.exit_code == 0
+    assert "no image in" in result.stderr
+    lw.delete_collection(name)
+
+
 def test_dry_run_counts_without_a_server(photos: Path) -> None:
     result = invoke(photos, "-c", "c", "--server", "127.0.0.1:1", "--dry-run")
     assert result.exit_code == 0

@@ -37,6 +37,9 @@ def embed(
 
     with connect(server) as lw:
         result = lw.embed(files, backbone, layer=layer, pooling=pooling)
+    failed = ((f"{files[i]} (row {i} is zero)", error) for i, error in sorted(result.errors.items()))
+    if len(result.errors) == len(files):
+        report_failures(failed)  # no vector, so no file
     with out.open("wb") as file:
         np.save(file, result.vectors)
     facts = {
@@ -51,7 +54,7 @@ def embed(
         print_json(facts)
     else:
         say(f"{facts['rows']} x {facts['dim']} from {result.backbone} ({result.fingerprint}) in {out}")
-    report_failures((f"{files[i]} (row {i} is zero)", error) for i, error in sorted(result.errors.items()))
+    report_failures(failed)
 
 
 def search(
