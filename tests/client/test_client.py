@@ -320,7 +320,7 @@ async def test_async_client_mirrors_the_blocking_one(server: ServerProcess) -> N
     async with AsyncClient(server.address) as lw:
         images = photograph_jpegs()
         emb, info = await asyncio.gather(lw.embed(images), lw.info())
-        assert emb.vectors.shape == (16, 512) or emb.vectors.shape[0] == 16
+        assert emb.vectors.shape == (16, 512)
         pets = await lw.create_collection("async-pets", exist_ok=True)
         outcomes = await pets.add(images, labels=["a", "b"] * 8)
         assert outcomes.count("created") == 16
