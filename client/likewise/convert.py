@@ -267,6 +267,7 @@ def backbone(message: epb.BackboneInfo) -> results.BackboneInfo:
         precision=message.precision,
         layers=tuple(message.layers),
         input_size=message.input_size,
+        execution=message.execution,
     )
 
 

@@ -251,6 +251,7 @@ class BackboneInfo:
     precision: str
     layers: tuple[str, ...]
     input_size: int
+    execution: str  # "eager", "compiling" (eager until done) or "compiled"
 
 
 @dataclass(frozen=True, slots=True)

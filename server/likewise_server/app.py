@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from likewise_proto.v1 import collection_pb2_grpc, embedding_pb2_grpc, head_pb2_grpc
 from likewise_server.backbones import registry
 from likewise_server.backbones.backbone import Backbone
-from likewise_server.engine.engine import Engine, build
+from likewise_server.engine.engine import Engine, Sizes, build
 from likewise_server.errors import FailedPrecondition
 from likewise_server.images import ImageLimits
 from likewise_server.metrics import Metrics
@@ -28,6 +28,7 @@ from likewise_server.servicers.interceptor import CallInterceptor
 from likewise_server.servicers.limits import Limits
 from likewise_server.settings import Settings
 from likewise_server.store import open_store
+from likewise_server.store.types import Store
 
 log = structlog.get_logger()
 
@@ -55,6 +56,7 @@ class Running:
         self.watcher.cancel()
         self.draining.set()  # streams stop reading, answer what they have read, and end
         await self.health.enter_graceful_shutdown()
+        await self.engine.stop_compiling()
         await self.server.stop(grace_s)
         await asyncio.to_thread(self.engine.close)
 
@@ -69,15 +71,23 @@ def package_version() -> str:
 
 def load_backbones(settings: Settings) -> dict[str, Backbone]:
     """Load every backbone asked for. Raises what tells the person which weights to put where."""
-    device = registry.choose_device(settings.device)
+    devices = registry.choose_devices(settings.device)
     backbones: dict[str, Backbone] = {}
     for name in settings.backbone:
-        backbone = registry.load(name, weights_dir=settings.weights_dir, device=device, precision=settings.precision)
+        backbone = registry.load(
+            name,
+            weights_dir=settings.weights_dir,
+            device=devices[0],
+            precision=settings.precision,
+            decoding=settings.decoding,
+        )
+        for device in devices[1:]:
+            backbone.replicate(device)
         log.info(
             "backbone loaded",
             name=name,
             source=backbone.network.source,
-            device=str(device),
+            device=backbone.device,
             precision=backbone.precision,
         )
         backbones[name] = backbone
@@ -98,34 +108,50 @@ async def start(settings: Settings) -> Running:
     store = await asyncio.to_thread(open_store, settings.data)
     try:
         backbones = await asyncio.to_thread(load_backbones, settings)
+        engine = _engine(settings, backbones, store, metrics)
     except BaseException:
         store.close()
         raise
-    engine = build(
-        backbones,
-        store,
-        limits=ImageLimits(settings.max_image_bytes, settings.max_pixels),
-        max_batch=settings.max_batch,
-        decode_threads=settings.decode_threads or os.cpu_count() or 1,
-        queue_items=settings.queue_items,
-        queue_bytes=settings.queue_bytes,
-        on_batch=metrics.on_batch,
-    )
     try:
         metrics.watch(engine)
         if settings.metrics_port is not None:
             log.info("metrics", port=_serve_metrics(metrics, settings.host, settings.metrics_port))
         await engine.ready()
+        if settings.compile == "before" and engine.compiler:
+            await engine.compiler.join()
         draining = asyncio.Event()
         server, servicer = _server(settings, engine, metrics, draining)
         port = _listen(server, settings)
         await server.start()
     except BaseException:
+        await engine.stop_compiling()
         await asyncio.to_thread(engine.close)
         raise
     await _set_health(servicer, health_pb2.HealthCheckResponse.SERVING)
     watcher = asyncio.create_task(_watch(engine, servicer))
     return Running(server, engine, servicer, port, watcher, draining)
+
+
+def _engine(settings: Settings, backbones: dict[str, Backbone], store: Store, metrics: Metrics) -> Engine:
+    return build(
+        backbones,
+        store,
+        limits=ImageLimits(settings.max_image_bytes, settings.max_pixels),
+        decoding=settings.decoding,
+        sizes=Sizes(
+            max_batch=settings.max_batch,
+            decode_threads=settings.decode_threads or os.cpu_count() or 1,
+            queue_items=settings.queue_items,
+            queue_bytes=settings.queue_bytes,
+            queue_pixels=settings.queue_pixels,
+            queue_interactive=settings.queue_interactive,
+            interactive_wait_s=settings.interactive_wait_s,
+            cache_bytes=settings.cache_bytes,
+        ),
+        observer=metrics,
+        compile_into=None if settings.compile == "off" else settings.data / "compiled",
+        weights_dir=settings.weights_dir,
+    )
 
 
 def _server(

@@ -23,8 +23,11 @@ def serve(
         list[str] | None,
         typer.Option(help="Backbone to serve; repeat for several, the first is the default. [likewise-tiny]"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N. [auto]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:N, or several joined by commas. [auto]")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. [auto]")] = None,
+    compile_: Annotated[
+        str | None, typer.Option("--compile", help="behind, before or off: compile networks while serving. [behind]")
+    ] = None,
     weights_dir: Annotated[Path | None, typer.Option(help="Where weights are looked for before a download.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port for Prometheus metrics.")] = None,
     insecure: Annotated[
@@ -43,6 +46,9 @@ def serve(
 
     Every flag is also LIKEWISE_… in the environment and a key in likewise.toml; flags win, then the environment.
     """
+    # Decode threads share the cores with the forwards' own threads: those must sleep, not spin, while they wait
+    # for each other. Read when torch is imported; whoever sets it knows better.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from pydantic import ValidationError  # the light client must not need these
 
@@ -60,6 +66,7 @@ def serve(
         "backbone": backbone or None,
         "device": device,
         "precision": precision,
+        "compile": compile_,
         "weights_dir": weights_dir,
         "metrics_port": metrics_port,
         "insecure": insecure,

@@ -1,6 +1,7 @@
 """Bytes in, checked pixels out: decode, turn upright, make RGB, resize and crop as the backbone wants.
 
-The geometry is torchvision's: short side to `resize`, centre `crop`.
+`pixels_of` is all of it. A JPEG whose header promises nothing unusual goes through simplejpeg and torch; every other
+file, and a JPEG that simplejpeg objects to, goes through Pillow, which has the last word on what is an image.
 """
 
 from __future__ import annotations
@@ -8,13 +9,37 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import simplejpeg
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from likewise_server.colours import to_rgb
 from likewise_server.errors import InvalidArgument, OutOfRange
+from likewise_server.peeking import peek_pixels
+from likewise_server.resizing import Preprocessing, croppable, preprocess, resized_crop, stored_window
+
+__all__ = [
+    "Decoding",
+    "ImageLimits",
+    "Preprocessing",
+    "decode",
+    "decoding_tag",
+    "guard",
+    "peek_pixels",
+    "pixels_of",
+    "plain_jpeg",
+    "preprocess",
+    "to_rgb",
+]
+
+Decoding = Literal["scaled", "full", "nvjpeg"]
 
 # Decoders that read plain raster files. Left out on purpose: EPS and PDF (they start other
 # programs), WMF, FITS, and the rest that nobody sends for an embedding.
@@ -22,9 +47,13 @@ FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF"),
     *("JPEG2000", "ICO", "PPM", "TGA", "SGI", "PCX", "QOI", "ICNS"),
 )
-BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
-LONGEST = 4  # ratio of sides; resizing all of a 1 x 60000 strip before cropping would take gigabytes
-DECODING = "pillow-1"  # part of every fingerprint: change it when decoding changes pixels
+SCHEME = "turbo-1"  # change it when decoding changes pixels
+NVJPEG = "nvjpeg-1"  # likewise, on a GPU: close to libjpeg's pixels, not equal
+# "scaled" decodes a JPEG at 1/8, 1/4 or 1/2 while its short side stays this many times `resize`: the least at which
+# the vectors of photographs kept a cosine of 0.999 (docs/decoding.md).
+SPARE = 3.5
+END = b"\xff\xd9"  # of a JPEG
+UPRIGHT = 1  # the EXIF orientation of a picture that is stored as it is seen
 
 # What Pillow's plug-ins raise on damaged files, found by feeding them damaged files.
 DAMAGE: tuple[type[Exception], ...] = (
@@ -41,15 +70,11 @@ class ImageLimits:
     max_pixels: int = 64_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """Short side to `resize` pixels, centre `crop` square, then (x/255 - mean) / std."""
-
-    resize: int
-    crop: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    interpolation: str = "bilinear"  # bilinear, bicubic, nearest, lanczos
+def decoding_tag(decoding: Decoding) -> str:
+    """Return the name of how bytes become pixels, a part of every fingerprint."""
+    if decoding == "nvjpeg":
+        return NVJPEG
+    return f"{SCHEME}/{decoding}-{SPARE}" if decoding == "scaled" else f"{SCHEME}/{decoding}"
 
 
 def guard(limits: ImageLimits) -> None:
@@ -62,21 +87,54 @@ def guard(limits: ImageLimits) -> None:
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
+def pixels_of(data: bytes, how: Preprocessing, limits: ImageLimits, decoding: Decoding = "scaled") -> NDArray[np.uint8]:
+    """Return the upright (crop, crop, 3) uint8 pixels of the image in `data`, C-contiguous.
+
+    "full" decodes every pixel, and so does "nvjpeg" what is not decoded on a GPU; "scaled" leaves out detail that a
+    large JPEG loses in the resize anyway. Lets go of the GIL while it works. Raises what `decode` does.
+    """
+    with _told(data, limits):
+        image = _opened(data, limits)
+        shrink = _shrink(image.size, how) if decoding == "scaled" else 1
+        pixels = _quick(data, image, shrink) if croppable(image.size, how) else None
+        if pixels is None:
+            image = _loaded(image, limits)
+    if pixels is None:
+        return preprocess(image, how)
+    return _crop(pixels, image, how)
+
+
 def decode(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Return the upright RGB image in `data` (its first frame, if it has several).
+    """Return the upright RGB image in `data` (its first frame, if it has several), by Pillow alone.
 
     Raises InvalidArgument if the bytes are no readable image, OutOfRange if they are over a limit.
     """
+    with _told(data, limits):
+        return _loaded(_opened(data, limits), limits)
+
+
+def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Read the header, and no pixel."""
     if not data:
         raise InvalidArgument("the image is empty (0 bytes): send the bytes of an image file")
     if len(data) > limits.max_bytes:
         raise OutOfRange(f"the image has {len(data)} bytes, over the limit of {limits.max_bytes}: shrink it")
+    image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+    _check_pixels(image.size, limits)
+    return image
+
+
+def _loaded(image: Image.Image, limits: ImageLimits) -> Image.Image:
+    image.load()
+    _check_pixels(image.size, limits)
+    return to_rgb(_upright(image))
+
+
+@contextmanager
+def _told(data: bytes, limits: ImageLimits) -> Iterator[None]:
+    """Say what is wrong with `data` in the words of our own errors."""
     try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
-        _check_pixels(image.size, limits)
-        image.load()
-        _check_pixels(image.size, limits)
-        return to_rgb(_upright(image))
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise OutOfRange(f"the image has over {limits.max_pixels} pixels: shrink it") from error
     except UnidentifiedImageError as error:
@@ -88,6 +146,71 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
     except DAMAGE as error:
         cause = str(error) or type(error).__name__
         raise InvalidArgument(f"the image is damaged or cut short ({cause}): send an intact file") from error
+
+
+def plain_jpeg(data: bytes, limits: ImageLimits) -> tuple[int, int] | None:
+    """Return (width, height) of an upright, baseline YCbCr JPEG with an end; None for any other image.
+
+    Reads the header only, and raises what `decode` does of that.
+    """
+    with _told(data, limits):
+        image = _opened(data, limits)
+    if _colours(data, image) != "YCbCr" or image.info.get("progressive") or not data.endswith(END):
+        return None
+    return image.size if _orientation(image) == UPRIGHT else None
+
+
+def _colours(data: bytes, image: Image.Image) -> str:
+    """Return the colour space, "YCbCr" or "RGB", of a JPEG that simplejpeg can decode as Pillow would, else ""."""
+    if image.format != "JPEG" or image.mode != "RGB":
+        return ""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except (ValueError, KeyError):  # damage, or a subsampling it has no name for
+        return ""
+    # Two readers of one header, and limits were checked by the one, memory is taken by the other: they must agree.
+    return colours if (width, height) == image.size and colours in ("YCbCr", "RGB") else ""
+
+
+def _shrink(size: tuple[int, int], how: Preprocessing) -> int:
+    """Return by how much a JPEG's sides may be divided in decoding."""
+    return next((n for n in (8, 4, 2) if min(size) >= n * SPARE * how.resize), 1)
+
+
+def _quick(data: bytes, image: Image.Image, shrink: int) -> NDArray[np.uint8] | None:
+    """Return the (h, w, 3) pixels of an intact JPEG, its sides divided by `shrink` and rounded up, or None.
+
+    Undivided they are what Pillow gives: both are libjpeg-turbo, and this one refuses where that one warns.
+    """
+    if not _colours(data, image):
+        return None
+    width, height = image.size
+    least = (-(-height // shrink), -(-width // shrink)) if shrink > 1 else (0, 0)
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+    except (ValueError, KeyError):  # damage that libjpeg would go on from; Pillow decides
+        return None
+    return pixels
+
+
+def _crop(pixels: NDArray[np.uint8], image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
+    """Resize and crop as stored, then turn the crop, which is small."""
+    orientation = _orientation(image)
+    at = stored_window(image.size, how, orientation)
+    square = np.ascontiguousarray(resized_crop(torch.from_numpy(pixels), image.size, at, how).numpy())
+    if orientation == UPRIGHT:
+        return square
+    stored = Image.fromarray(square)
+    stored.info = image.info
+    return np.array(_upright(stored))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except DAMAGE:
+        return UPRIGHT
+    return value if isinstance(value, int) and value in range(2, 9) else UPRIGHT
 
 
 def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -103,70 +226,3 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except DAMAGE:  # unreadable EXIF says nothing about which way is up; the pixels are fine
         return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return `image` in mode RGB: 16-bit scaled, CMYK through its profile, alpha onto white."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
-    if image.mode == "CMYK":
-        return _cmyk_to_rgb(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(ground, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Scale instead of clamping, which is what Pillow's own conversion does."""
-    if values.dtype == np.uint16:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    x = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(x.min()), float(x.max())
-    if values.dtype.kind != "f" and low >= 0 and high <= 65535:  # noqa: PLR2004  # 16 bits
-        return np.round(x / 257).astype(np.uint8)
-    if low >= 0 and high <= 1:
-        return np.round(x * 255).astype(np.uint8)
-    if low >= 0 and high <= 255:  # noqa: PLR2004  # already in 8-bit range
-        return np.round(x).astype(np.uint8)
-    return np.round((x - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-
-
-def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError):
-            pass  # a broken profile: the plain conversion below is what other software shows
-        else:
-            if converted is not None:
-                return converted
-    return image.convert("RGB")
-
-
-def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
-    """Return the resized centre crop of an RGB `image` as a (crop, crop, 3) uint8 array.
-
-    Equal to torchvision's Resize and CenterCrop on the same Pillow image, pixel for pixel, up to a ratio of
-    sides of LONGEST; of a longer strip only the cropped part is resized, where a value may differ by rounding.
-    """
-    width, height = image.size
-    short = min(width, height)
-    resample = Image.Resampling[how.interpolation.upper()]
-    # torchvision truncates the long side and rounds the crop's corner; so do we.
-    resized_w = how.resize if width == short else int(how.resize * width / height)
-    resized_h = how.resize if height == short else int(how.resize * height / width)
-    left = round((resized_w - how.crop) / 2.0)
-    top = round((resized_h - how.crop) / 2.0)
-    if max(width, height) <= LONGEST * short:
-        resized = image.resize((resized_w, resized_h), resample)
-        return np.asarray(resized.crop((left, top, left + how.crop, top + how.crop)))
-    scale_x, scale_y = width / resized_w, height / resized_h
-    box = (left * scale_x, top * scale_y, (left + how.crop) * scale_x, (top + how.crop) * scale_y)
-    box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
-    return np.asarray(image.resize((how.crop, how.crop), resample, box=box))

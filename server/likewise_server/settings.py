@@ -1,6 +1,6 @@
 """Every setting, once: flags > LIKEWISE_… in the environment > likewise.toml > the defaults here.
 
-Only app.py and cli.py read them; the rest of the server gets plain arguments.
+Only app.py, the commands and tuning read them; the rest of the server gets plain arguments.
 """
 
 from __future__ import annotations
@@ -32,9 +32,19 @@ class Settings(BaseSettings):
     backbone: Annotated[list[str], NoDecode] = Field(
         ["likewise-tiny"], min_length=1, description="backbones to serve; the first is the default"
     )
-    device: str = Field("auto", description="auto, cpu or cuda:N")
+    device: str = Field(
+        "auto",
+        description="auto (GPUs, else cpu), cpu (a copy a core, at most 4), cpu:0 (one), cuda:N; several by commas",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="bf16 where the device computes it natively with auto"
+    )
+    compile: Literal["behind", "before", "off"] = Field(
+        "behind", description="compile networks while serving them eagerly, before serving at all, or never"
+    )
+    decoding: Literal["scaled", "full", "nvjpeg"] = Field(
+        "scaled",
+        description="decode large JPEGs at a smaller scale, every pixel, or on the GPU; part of the fingerprint",
     )
     weights_dir: Path | None = Field(None, description="where weights are looked for before any download")
     metrics_port: int | None = Field(None, ge=0, le=65535, description="port for Prometheus metrics; none by default")
@@ -52,7 +62,15 @@ class Settings(BaseSettings):
     max_hits: int = Field(200_000, ge=10_000, description="queries times k of one search, or neighbours")
     queue_items: int = Field(4096, ge=1, description="images admitted at once, over all callers")
     queue_bytes: int = Field(512 * MIB, ge=MIB, description="encoded bytes admitted at once, over all callers")
-    stream_window: int = Field(64, ge=1, description="images in flight on one stream")
+    queue_pixels: int = Field(4_000_000_000, ge=1, description="pixels admitted at once, by the images' headers")
+    queue_interactive: int = Field(
+        48, ge=1, description="images of small unary calls that are always admitted; more only if done in time"
+    )
+    interactive_wait_s: float = Field(
+        0.1, ge=0, description="seconds of queued work beyond which further small unary calls are refused"
+    )
+    cache_bytes: int = Field(64 * MIB, ge=0, description="memory for vectors of pictures seen before; 0: none")
+    stream_window: int = Field(256, ge=1, description="images in flight on one stream")
 
     @field_validator("backbone", mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from likewise.cli.output import ADDRESS, AsJson, Server, connect, guarded, print
 from likewise.demo.cli import demo
 from likewise_indexer.cli import index
 from likewise_server.cli import serve
+from likewise_server.tune_cli import tune
 
 app = typer.Typer(
     name="likewise",
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help"]},
 )
 app.command()(serve)
+app.command()(tune)
 app.command()(demo)
 app.command()(index)
 app.command()(images.embed)
@@ -44,12 +46,14 @@ def backbones(
         print_json(found)
         return
     rows = [
-        (b.name, b.dim, b.input_size, b.device, b.precision, b.fingerprint) if b.served else (b.name, "not served")
+        (b.name, b.dim, b.input_size, b.device, b.precision, b.execution, b.fingerprint)
+        if b.served
+        else (b.name, "not served")
         for b in found
     ]
     print_table(
-        ("name", "dim", "pixels", "device", "precision", "fingerprint"),
-        [(*row, *[""] * (6 - len(row))) for row in rows],
+        ("name", "dim", "pixels", "device", "precision", "runs", "fingerprint"),
+        [(*row, *[""] * (7 - len(row))) for row in rows],
     )
 
 

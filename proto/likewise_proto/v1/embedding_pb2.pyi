@@ -176,15 +176,18 @@ class BackboneInfo(google.protobuf.message.Message):
     PRECISION_FIELD_NUMBER: builtins.int
     LAYERS_FIELD_NUMBER: builtins.int
     INPUT_SIZE_FIELD_NUMBER: builtins.int
+    EXECUTION_FIELD_NUMBER: builtins.int
     name: builtins.str
     served: builtins.bool
     """loaded now; the others need `likewise serve --backbone NAME`"""
     device: builtins.str
-    """"cpu", "cuda:0"; set when served"""
+    """"cpu", "cuda:0,cuda:1"; set when served"""
     precision: builtins.str
     """"fp32", "bf16"; set when served"""
     input_size: builtins.int
     """pixels a side after preprocessing; set when served"""
+    execution: builtins.str
+    """"eager", "compiling" (eager until done), "compiled"; set when served"""
     @property
     def space(self) -> likewise_proto.v1.common_pb2.Space:
         """of the default feature; set when served"""
@@ -203,9 +206,10 @@ class BackboneInfo(google.protobuf.message.Message):
         precision: builtins.str = ...,
         layers: collections.abc.Iterable[builtins.str] | None = ...,
         input_size: builtins.int = ...,
+        execution: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["space", b"space"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["device", b"device", "input_size", b"input_size", "layers", b"layers", "name", b"name", "precision", b"precision", "served", b"served", "space", b"space"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "execution", b"execution", "input_size", b"input_size", "layers", b"layers", "name", b"name", "precision", b"precision", "served", b"served", "space", b"space"]) -> None: ...
 
 global___BackboneInfo = BackboneInfo
 

@@ -22,7 +22,7 @@ def extract(network: Network, x: Tensor, ref: BackboneRef) -> Tensor:
     Raises InvalidArgument for a layer the network does not have or a pooling that does not fit it.
     """
     layers = ref.layer.split("+") if ref.layer else [network.feature_layer]
-    with _captured(network, [name for name in layers if name != LOGITS], len(x)) as outputs, _gate(network, layers):
+    with _captured(network, [name for name in layers if name != LOGITS], x.shape[0]) as outputs, _gate(network, layers):
         logits = network.module(x)
     parts: list[Tensor] = []
     for layer in layers:
@@ -83,7 +83,7 @@ def _pool(positions: Tensor, how: str) -> Tensor:
 
 
 @contextmanager
-def _captured(network: Network, layers: list[str], images: int) -> Iterator[dict[str, Tensor]]:
+def _captured(network: Network, layers: list[str], images: int | torch.SymInt) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of `layers` during one forward pass. One thread runs a network at a time."""
     outputs: dict[str, Tensor] = {}
     handles = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -13,38 +11,40 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from likewise_server.backbones.backbone import Backbone, Precision
+from likewise_server.backbones.backbone import Backbone, twin
 from likewise_server.backbones.base import Network
+from likewise_server.backbones.replica import Precision
 from likewise_server.errors import FailedPrecondition, InvalidArgument
-from likewise_server.images import Preprocessing, preprocess
+from likewise_server.images import Decoding, Preprocessing, preprocess
 
 log = structlog.get_logger()
 
 LEAST_COSINE = 0.999  # between bf16 and fp32 vectors of the same pictures
 
 
-def place(name: str, network: Network, device: torch.device, wanted: str) -> Backbone:
+def place(name: str, network: Network, device: torch.device, wanted: str, *, decoding: Decoding = "scaled") -> Backbone:
     """Return the backbone on its device in the precision wanted: "fp32", "bf16", or "auto".
 
     "auto" takes bf16 if the device has it and every probe picture's vector keeps a cosine of LEAST_COSINE
     to its fp32 vector; depthwise networks often do not. Raises InvalidArgument for another word.
     """
     if wanted in ("fp32", "bf16"):
-        return Backbone(name, network, device, "fp32" if wanted == "fp32" else "bf16")
+        return Backbone(name, network, device, "fp32" if wanted == "fp32" else "bf16", decoding=decoding)
     if wanted != "auto":
         raise InvalidArgument(f"--precision {wanted}: use auto, fp32 or bf16")
-    if not _native(device):
-        return Backbone(name, network, device, "fp32")
-    exact = Backbone(name, _twin(network), device, "fp32")
-    rounded = Backbone(name, network, device, "bf16")
-    pictures = _probes(network.preprocessing)
-    cosine = _least_cosine(exact.forward(pictures, exact.ref()), rounded.forward(pictures, rounded.ref()))
+    if not native_bf16(device):
+        return Backbone(name, network, device, "fp32", decoding=decoding)
+    exact = Backbone(name, twin(network), device, "fp32", decoding=decoding)
+    rounded = Backbone(name, network, device, "bf16", decoding=decoding)
+    pictures = probes(network.preprocessing)
+    cosine = least_cosine(exact.forward(pictures, exact.ref()), rounded.forward(pictures, rounded.ref()))
     chosen: Precision = "bf16" if cosine >= LEAST_COSINE else "fp32"
     log.info("precision", backbone=name, least_cosine=round(cosine, 5), chosen=chosen)
     return rounded if chosen == "bf16" else exact
 
 
-def _native(device: torch.device) -> bool:
+def native_bf16(device: torch.device) -> bool:
+    """Return whether the device computes bf16 itself, instead of imitating it."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # Older torch cannot tell; fp32 is right everywhere.
@@ -52,13 +52,7 @@ def _native(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _twin(network: Network) -> Network:
-    """Copy a network, its classifier's gate and its norm being the copied module's own."""
-    module, gate, norm = copy.deepcopy((network.module, network.gate, network.norm))
-    return dataclasses.replace(network, module=module, gate=gate, norm=norm)
-
-
-def _probes(how: Preprocessing) -> NDArray[np.uint8]:
+def probes(how: Preprocessing) -> NDArray[np.uint8]:
     """Return crops of the two photographs that come with scikit-learn, (8, crop, crop, 3)."""
     spec = importlib.util.find_spec("sklearn")  # found, not imported: that would take two seconds
     if spec is None or spec.origin is None:
@@ -74,6 +68,8 @@ def _probes(how: Preprocessing) -> NDArray[np.uint8]:
     return np.stack(crops)
 
 
-def _least_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+def least_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Return the least cosine between corresponding rows of two (n, dim) matrices, -1 if one holds no numbers."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.min((a * b).sum(axis=1) / np.maximum(norms, 1e-12)))
+    cosines = (a * b).sum(axis=1) / np.maximum(norms, 1e-12)
+    return float(np.min(np.nan_to_num(cosines, nan=-1.0, posinf=-1.0)))

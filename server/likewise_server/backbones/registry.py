@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from likewise_server.backbones.backbone import Backbone
 from likewise_server.backbones.base import Network
 from likewise_server.backbones.precision import place
 from likewise_server.errors import InvalidArgument
+from likewise_server.images import Decoding
 
 Loader = Callable[[str, Path | None], Network]
 
@@ -44,27 +46,44 @@ def known_names() -> list[str]:
     return ["likewise-tiny", *torchvision_models.names()]
 
 
-def load(name: str, *, weights_dir: Path | None, device: torch.device, precision: str) -> Backbone:
+def load(
+    name: str, *, weights_dir: Path | None, device: torch.device, precision: str, decoding: Decoding = "scaled"
+) -> Backbone:
     """Load a backbone onto a device in a precision (auto, fp32, bf16).
 
     Raises NotFound, FailedPrecondition or Unavailable, saying what to do.
     """
     loader = next(loader for prefix, loader in LOADERS.items() if name.startswith(prefix))
-    return place(name, loader(name, weights_dir), device, precision)
+    return place(name, loader(name, weights_dir), device, precision, decoding=decoding)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Resolve "auto", "cpu", "cuda" or "cuda:N". Raises InvalidArgument if it is not there."""
-    if wanted == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+MOST_COPIES = 4  # of a network on a CPU, as far as nobody asks for more: each takes memory
+
+
+def choose_devices(wanted: str) -> list[torch.device]:
+    """Resolve "auto" (every GPU, else the CPU), or "cpu", "cuda", "cuda:N", several joined by commas.
+
+    A device named twice gets two copies of each network; "cpu" alone gets one a core, up to MOST_COPIES, which
+    share the cores: forwards that need not wait for one another's threads get more done. "cpu:0" is one copy, which
+    has all of them.
+    Raises InvalidArgument if a device is not there.
+    """
+    if wanted == "auto" and torch.cuda.device_count():
+        return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    if wanted in ("auto", "cpu"):
+        return [torch.device("cpu")] * min(os.cpu_count() or 1, MOST_COPIES)
+    return [_device(part.strip()) for part in wanted.split(",")]
+
+
+def _device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
-        raise InvalidArgument(f"--device {wanted}: use auto, cpu or cuda:N") from error
+        raise InvalidArgument(f"--device {wanted}: use auto, cpu or cuda:N, or several joined by commas") from error
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         if not torch.cuda.is_available() or device.index >= torch.cuda.device_count():
             raise InvalidArgument(f"--device {wanted}: torch sees {torch.cuda.device_count()} CUDA devices here")
     elif device.type != "cpu":
         raise InvalidArgument(f"--device {wanted}: use auto, cpu or cuda:N")
-    return device
+    return torch.device("cpu") if device.type == "cpu" else device

@@ -1,11 +1,8 @@
-"""Encoded images in, vectors out: admit → decode in the pool → batch → one row, or one error, per image."""
+"""Encoded images in, vectors out: admit, run through the pipeline, one row, or one error, per image."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,11 +10,15 @@ from numpy.typing import NDArray
 
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.backbones.base import BackboneRef, Space
-from likewise_server.batcher import Batcher, Embedded
-from likewise_server.engine.admission import Admission
+from likewise_server.engine.admission import Admission, Cost
+from likewise_server.engine.compiler import Compiler
 from likewise_server.engine.timings import Timings
-from likewise_server.errors import DeadlineExceeded, LikewiseError, NotFound
-from likewise_server.images import ImageLimits, Preprocessing, decode, preprocess
+from likewise_server.errors import LikewiseError, NotFound
+from likewise_server.images import peek_pixels
+from likewise_server.pipeline.batcher import Batcher
+from likewise_server.pipeline.jobs import Embedded
+
+INTERACTIVE = 16  # images: a request of more is bulk work, which somebody waiting for one image should not feel
 
 
 @dataclass(slots=True)
@@ -39,14 +40,14 @@ class Embedder:
         batcher: Batcher,
         admission: Admission,
         *,
-        limits: ImageLimits,
-        decode_threads: int,
+        max_pixels: int,
+        compiler: Compiler | None = None,
     ) -> None:
         self.backbones = backbones
-        self.limits = limits
         self.admission = admission
+        self._max_pixels = max_pixels
+        self._compiler = compiler
         self._batcher = batcher
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="likewise-decode")
 
     def resolve(self, ref: BackboneRef | None) -> tuple[Backbone, BackboneRef]:
         """Return the served backbone that `ref` names, by default the first. Raises NotFound."""
@@ -65,6 +66,10 @@ class Embedder:
         backbone, full = self.resolve(ref)
         return await self._batcher.learn_space(backbone, full)
 
+    def new_caller(self) -> int:
+        """Return a number under which the images of a stream take turns with those of others."""
+        return self._batcher.new_caller()
+
     async def embed(
         self,
         images: Sequence[bytes],
@@ -72,51 +77,40 @@ class Embedder:
         *,
         deadline: float | None = None,
         wait: bool = False,
+        caller: int | None = None,
     ) -> Embeddings:
-        """Embed encoded `images`. `deadline` is in time.monotonic() seconds; `wait` queues instead of refusing.
+        """Embed encoded `images`. `deadline` is in time.monotonic() seconds.
 
-        Raises NotFound, InvalidArgument (layer, pooling) or ResourceExhausted for the whole call;
-        what is wrong with one image is that image's entry in `errors`.
+        With `wait`, as streams and collections do, they are bulk work that queues instead of being refused;
+        those of one `caller` (see `new_caller`) take turns with those of others. Raises NotFound,
+        InvalidArgument (layer, pooling) or ResourceExhausted for the whole call; what is wrong with one
+        image is that image's entry in `errors`.
         """
         backbone, full = self.resolve(ref)
         space = await self._batcher.learn_space(backbone, full)
         result = Embeddings(np.zeros((len(images), space.dim), np.float32), {}, space)
-        async with self.admission.admit(len(images), sum(map(len, images)), wait=wait):
-            work = [self._one(image, backbone, full, deadline, result.timings) for image in images]
-            outcomes = await asyncio.gather(*work, return_exceptions=True)
+        bulk = wait or len(images) > INTERACTIVE
+        cost = Cost(len(images), sum(map(len, images)), sum(min(peek_pixels(i), self._max_pixels) for i in images))
+        if self._compiler:
+            self._compiler.note(backbone, full, len(images))
+        async with self.admission.admit(cost, wait=wait, bulk=bulk):
+            outcomes = await self._batcher.embed(images, backbone, space, deadline=deadline, bulk=bulk, caller=caller)
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, Embedded):
                 result.vectors[index] = outcome.vector
-            elif isinstance(outcome, LikewiseError):
-                result.errors[index] = outcome
+                result.timings.decode_s += outcome.decode_s
+                result.timings.queue_s += outcome.queue_s
+                result.timings.forward_s += outcome.forward_s
             else:
-                raise outcome
+                result.errors[index] = outcome
         return result
 
-    async def _one(
-        self, data: bytes, backbone: Backbone, ref: BackboneRef, deadline: float | None, timings: Timings
-    ) -> Embedded:
-        loop = asyncio.get_running_loop()
-        pixels, seconds = await loop.run_in_executor(
-            self._decoders, _decode, data, backbone.preprocessing, self.limits, deadline
-        )
-        timings.decode_s += seconds
-        embedded = await self._batcher.embed(backbone, ref, pixels, deadline)
-        timings.queue_s += embedded.queue_s
-        timings.forward_s += embedded.forward_s
-        return embedded
+    def execution(self, ref: BackboneRef) -> str:
+        """Return how `ref` runs: "compiled", "compiling" (eager until then) or "eager"."""
+        if self.backbones[ref.name].compiled(ref):
+            return "compiled"
+        return "compiling" if self._compiler and self._compiler.pending(ref) else "eager"
 
     def close(self) -> None:
         """Finish what is queued and stop the threads."""
-        self._decoders.shutdown()
         self._batcher.close()
-
-
-def _decode(
-    data: bytes, how: Preprocessing, limits: ImageLimits, deadline: float | None
-) -> tuple[NDArray[np.uint8], float]:
-    started = time.monotonic()
-    if deadline is not None and started > deadline:
-        raise DeadlineExceeded("the deadline passed before the image was decoded: allow more time or send less")
-    pixels = preprocess(decode(data, limits), how)
-    return pixels, time.monotonic() - started

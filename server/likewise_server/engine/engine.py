@@ -5,19 +5,26 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import torch
 from threadpoolctl import threadpool_limits
 
 from likewise_server.backbones.backbone import Backbone
-from likewise_server.batcher import Batcher, OnBatch
-from likewise_server.engine.admission import Admission
+from likewise_server.engine.admission import Admission, Cost
 from likewise_server.engine.classification import Heads
 from likewise_server.engine.collections import Collections
+from likewise_server.engine.compiler import Compiler
 from likewise_server.engine.embedding import Embedder
 from likewise_server.engine.workers import Workers
-from likewise_server.errors import LikewiseError
-from likewise_server.images import ImageLimits, guard
+from likewise_server.errors import InvalidArgument, LikewiseError
+from likewise_server.images import Decoding, ImageLimits, guard
+from likewise_server.pipeline.batcher import Batcher
+from likewise_server.pipeline.cache import EmbeddingCache
+from likewise_server.pipeline.decoders import CpuDecode, Decode, GpuDecode
+from likewise_server.pipeline.observer import Observer
 from likewise_server.store.types import Store
 
 # Blocking calls are short reads, searches and waits for a commit; eight overlap them well on any machine.
@@ -37,6 +44,7 @@ class Engine:
     batcher: Batcher
     workers: Workers
     fits: Workers
+    compiler: Compiler | None
 
     async def ready(self) -> None:
         """Prove with one forward pass per backbone that each works. Raises what the first failing one raises."""
@@ -45,16 +53,27 @@ class Engine:
             if backbone.space(backbone.ref()) is None:
                 raise RuntimeError(f"{name} has no space after its first forward")
 
+        if self.compiler:
+            for backbone in self.embedder.backbones.values():
+                self.compiler.want(backbone, backbone.ref())
+
     async def probe(self) -> None:
-        """Run one blank image, so that a device that works again is found to."""
+        """Run one blank image on every device, so that one that works again is found to."""
         backbone, ref = self.embedder.resolve(None)
         crop = backbone.preprocessing.crop
-        with contextlib.suppress(LikewiseError):  # what matters is whether forwards succeed now
-            await self.batcher.embed(backbone, ref, np.zeros((crop, crop, 3), np.uint8))
+        blank = np.zeros((crop, crop, 3), np.uint8)
+        for device in self.batcher.devices:
+            with contextlib.suppress(LikewiseError):  # what matters is whether forwards succeed now
+                await self.batcher.on_device(device.index, partial(device.probe, backbone, ref, blank))
 
     def healthy(self) -> bool:
         """Return whether the device thread runs and the store takes writes."""
         return self.batcher.alive() and self.store.healthy()
+
+    async def stop_compiling(self) -> None:
+        """End the compiler, if one runs."""
+        if self.compiler:
+            await self.compiler.close()
 
     def close(self) -> None:
         """Finish what is queued, then let go of threads and data."""
@@ -64,24 +83,51 @@ class Engine:
         self.store.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is done at once; see the settings of the same names."""
+
+    max_batch: int = 32
+    decode_threads: int = 1
+    queue_items: int = 4096
+    queue_bytes: int = 512 * 2**20
+    queue_pixels: int = 4_000_000_000
+    queue_interactive: int = 48
+    interactive_wait_s: float = 0.1
+    cache_bytes: int = 0
+
+
 def build(
     backbones: Mapping[str, Backbone],
     store: Store,
     *,
     limits: ImageLimits,
-    max_batch: int,
-    decode_threads: int,
-    queue_items: int,
-    queue_bytes: int,
-    on_batch: OnBatch,
+    decoding: Decoding,
+    sizes: Sizes,
+    observer: Observer,
+    compile_into: Path | None,
+    weights_dir: Path | None,
 ) -> Engine:
-    """Put an engine together. Call on the event loop that will use it."""
+    """Put an engine together. Call on the event loop that will use it. Without `compile_into`, all runs eager."""
     guard(limits)
     # Many small products run at once here; a pool of BLAS threads under each would only make them wait for another.
     threadpool_limits(1, user_api="blas")
-    batcher = Batcher(max_batch=max_batch, on_batch=on_batch)
-    admission = Admission(max_items=queue_items, max_bytes=queue_bytes)
-    embedder = Embedder(backbones, batcher, admission, limits=limits, decode_threads=decode_threads)
+    devices = [str(replica.device) for replica in next(iter(backbones.values())).replicas]
+    batcher = Batcher(
+        _decode(decoding, limits, next(iter(backbones.values())).replicas[0].device),
+        devices=devices,
+        max_batch=sizes.max_batch,
+        decode_threads=sizes.decode_threads,
+        cache=EmbeddingCache(sizes.cache_bytes),
+        observer=observer,
+    )
+    compiler = Compiler(batcher, compile_into, weights_dir, sizes.max_batch) if compile_into else None
+    admission = Admission(
+        Cost(sizes.queue_items, sizes.queue_bytes, sizes.queue_pixels),
+        least=sizes.queue_interactive,
+        wait_s=sizes.interactive_wait_s,
+    )
+    embedder = Embedder(backbones, batcher, admission, max_pixels=limits.max_pixels, compiler=compiler)
     workers, fits = Workers(WORKERS), Workers(FITS)
     return Engine(
         embedder,
@@ -91,4 +137,14 @@ def build(
         batcher,
         workers,
         fits,
+        compiler,
     )
+
+
+def _decode(decoding: Decoding, limits: ImageLimits, device: torch.device) -> Decode:
+    """Return what decodes. Raises InvalidArgument for nvJPEG without a GPU."""
+    if decoding != "nvjpeg":
+        return CpuDecode(limits, decoding)
+    if device.type != "cuda":
+        raise InvalidArgument(f"decoding=nvjpeg needs a GPU and the device is {device}: use scaled or full")
+    return GpuDecode(limits, device)

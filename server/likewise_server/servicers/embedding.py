@@ -53,13 +53,14 @@ class EmbeddingServicer(EmbeddingServiceServicer):
     ) -> AsyncIterator[epb.EmbedStreamResponse]:
         """Reply to each image as its vector is ready."""
         first: list[tuple[BackboneRef, pb.DType.ValueType]] = []
+        caller = self._engine.embedder.new_caller()
 
         async def one(request: epb.EmbedStreamRequest) -> epb.EmbedStreamResponse:
             if not first:
                 first.append((convert.ref_from(request.backbone), request.dtype))
             ref = convert.ref_from(request.backbone) if request.HasField("backbone") else first[0][0]
             result = await self._engine.embedder.embed(
-                [request.image.data], ref, deadline=deadline_of(context), wait=True
+                [request.image.data], ref, deadline=deadline_of(context), wait=True, caller=caller
             )
             reply = epb.EmbedStreamResponse(
                 item_id=request.item_id,
@@ -105,8 +106,9 @@ class EmbeddingServicer(EmbeddingServiceServicer):
             name=name,
             served=True,
             space=convert.space_to(space) if space else None,
-            device=str(backbone.device),
+            device=backbone.device,
             precision=backbone.precision,
+            execution=self._engine.embedder.execution(backbone.ref()),
             layers=backbone.layers,
             input_size=backbone.preprocessing.crop,
         )
@@ -131,7 +133,7 @@ class EmbeddingServicer(EmbeddingServiceServicer):
                 max_hits=limits.max_hits,
             ),
             default_backbone=name,
-            device=str(backbone.device),
+            device=backbone.device,
             uptime_s=time.monotonic() - self._started,
         )
 

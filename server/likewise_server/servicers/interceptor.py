@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -96,13 +97,15 @@ class _Call:
         self._on_call = on_call
         self._method = method
         # Only what is safe to print is taken over from the caller.
-        self._id = given if re.fullmatch(r"[\w.:/-]{1,64}", given, re.ASCII) else uuid.uuid4().hex[:16]
+        self._id = given if re.fullmatch(r"[\w.:/-]{1,64}", given, re.ASCII) else os.urandom(8).hex()
         self._started = time.monotonic()
 
     def end(self, code: str, context: Context, **facts: object) -> None:
         seconds = time.monotonic() - self._started
         context.set_trailing_metadata(((REQUEST_ID, self._id),))
         self._on_call(self._method, code, seconds)
+        if not logging.getLogger().isEnabledFor(logging.INFO):
+            return  # the pipeline of processors costs more than a small call
         log.info("call", method=self._method, code=code, ms=round(seconds * 1e3, 1), request_id=self._id, **facts)
 
     async def fail(self, error: BaseException, context: Context) -> None:

@@ -15,24 +15,34 @@ SHUTTING_DOWN = "the server is shutting down: what was answered is done, send th
 
 async def until(requests: AsyncIterator[Request], draining: asyncio.Event) -> AsyncIterator[Request]:
     """Yield the requests until the caller ends or `draining` is set, whichever comes first."""
-    iterator = aiter(requests)
-    stop = asyncio.ensure_future(draining.wait())
-    following: asyncio.Future[Request] | None = None
+    coming: asyncio.Queue[object] = asyncio.Queue(1)
+
+    async def read() -> None:
+        try:
+            async for request in requests:
+                await coming.put(request)
+        except Exception as error:  # noqa: BLE001  # raised again below
+            await coming.put(_Failure(error))
+        else:
+            await coming.put(_END)
+
+    async def stop() -> None:
+        await draining.wait()
+        reader.cancel()
+        while not coming.empty():
+            coming.get_nowait()
+        coming.put_nowait(_END)
+
+    reader, stopper = asyncio.create_task(read()), asyncio.create_task(stop())
     try:
-        while True:
-            following = asyncio.ensure_future(anext(iterator))
-            await asyncio.wait({following, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not following.done():
-                return
-            try:
-                request = following.result()
-            except StopAsyncIteration:
-                return
-            yield request
+        while (request := await coming.get()) is not _END:
+            if isinstance(request, _Failure):
+                raise request.error
+            yield request  # type: ignore[misc]  # the queue holds requests, failures and the end mark
     finally:
-        stop.cancel()
-        if following is not None:
-            following.cancel()
+        for task in (reader, stopper):
+            task.cancel()
+        await asyncio.gather(reader, stopper, return_exceptions=True)
 
 
 async def as_ready(

@@ -1,0 +1,140 @@
+"""Threads that turn encoded images into pixels, or into the answer that the cache has."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+import torch
+from threadpoolctl import threadpool_limits
+
+from likewise_server.backbones.replica import Pixels
+from likewise_server.errors import Internal, LikewiseError
+from likewise_server.images import Decoding, ImageLimits, Preprocessing, pixels_of
+from likewise_server.nvjpeg import NvjpegDecoder
+from likewise_server.pipeline.cache import EmbeddingCache
+from likewise_server.pipeline.jobs import Embedded, Job, Replies
+from likewise_server.pipeline.observer import Observer
+from likewise_server.pipeline.priority import yield_to_messages
+from likewise_server.pipeline.queues import Queues
+
+log = structlog.get_logger()
+
+
+class Decode(Protocol):
+    """Turns encoded images into pixels; from several threads at once."""
+
+    at_once: int  # images that it likes to get together
+
+    def __call__(self, images: Sequence[bytes], how: Preprocessing) -> Sequence[Pixels | LikewiseError]:
+        """Return the pixels, or what is wrong, for each image."""
+
+
+class CpuDecode:
+    """libjpeg-turbo and Pillow, one image at a time."""
+
+    at_once = 1
+
+    def __init__(self, limits: ImageLimits, decoding: Decoding) -> None:
+        self._limits, self._decoding = limits, decoding
+
+    def __call__(self, images: Sequence[bytes], how: Preprocessing) -> list[Pixels | LikewiseError]:
+        """See Decode."""
+        return [self._one(data, how) for data in images]
+
+    def _one(self, data: bytes, how: Preprocessing) -> Pixels | LikewiseError:
+        try:
+            return pixels_of(data, how, self._limits, self._decoding)
+        except LikewiseError as error:
+            return error
+
+
+class GpuDecode:
+    """nvJPEG on the first GPU, in batches; what it refuses goes the CPU's way, image by image."""
+
+    at_once = 32
+
+    def __init__(self, limits: ImageLimits, device: torch.device) -> None:
+        self._limits, self._decoder = limits, NvjpegDecoder(device)
+
+    def __call__(self, images: Sequence[bytes], how: Preprocessing) -> Sequence[Pixels | LikewiseError]:
+        """See Decode."""
+        return self._decoder.decode_many(images, how, self._limits)
+
+
+class Decoders:
+    """The decode gate's threads; libjpeg and the resize let go of the GIL."""
+
+    def __init__(
+        self,
+        decode: Decode,
+        queues: Queues,
+        replies: Replies,
+        cache: EmbeddingCache,
+        observer: Observer,
+        *,
+        threads: int,
+    ) -> None:
+        self._decode, self._queues, self._replies = decode, queues, replies
+        self._cache, self._observer = cache, observer
+        self._threads = [threading.Thread(target=self._run, name=f"likewise-decode-{i}") for i in range(threads)]
+        for thread in self._threads:
+            thread.daemon = True
+            thread.start()
+
+    def alive(self) -> bool:
+        """Return whether all threads run."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def join(self) -> None:
+        """Wait until the threads have ended, after the queues were closed."""
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        # Each resize is small, and its neighbours run at the same time: no pool of threads under each.
+        threadpool_limits(1, user_api="openmp")
+        yield_to_messages()
+        while jobs := self._queues.next_encoded(self._decode.at_once):
+            started = time.monotonic()
+            for job in jobs:
+                self._observer.on_stage("decode_wait", started - job.since)
+            jobs = [job for job in jobs if not self._answered(job, started)]
+            if jobs:
+                self._decode_all(jobs)
+
+    def _answered(self, job: Job, started: float) -> bool:
+        """Answer from the cache if it can."""
+        if not self._cache:
+            return False
+        job.key = self._cache.key(job.data, job.request.space.fingerprint)
+        vector = self._cache.get(job.key)
+        self._observer.on_lookup(hit=vector is not None)
+        if vector is None:
+            return False
+        self._queues.drop(job)
+        self._replies.send([(job, Embedded(vector, time.monotonic() - started))])
+        return True
+
+    def _decode_all(self, jobs: list[Job]) -> None:
+        started = time.monotonic()
+        try:
+            found = self._decode([job.data for job in jobs], jobs[0].request.backbone.preprocessing)
+            if len(found) != len(jobs):
+                raise RuntimeError(f"the decoder gave {len(found)} results for {len(jobs)} images")  # noqa: TRY301  # handled as any other bug of it
+        except Exception:
+            log.exception("decoding failed")
+            found = [Internal("the image could not be decoded; the server's log has the details")] * len(jobs)
+        seconds = (time.monotonic() - started) / len(jobs)
+        for job, pixels in zip(jobs, found, strict=True):
+            job.data = b""  # no longer needed, and large
+            self._observer.on_stage("decode", seconds)
+            if isinstance(pixels, LikewiseError):
+                self._queues.drop(job)
+                self._replies.fail([job], pixels)
+            else:
+                job.pixels, job.decode_s = pixels, seconds
+                self._queues.put_decoded(job)
