@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import io
+import signal
 import threading
 import time
 from pathlib import Path
@@ -160,13 +160,21 @@ def test_many_queries_with_many_hits_are_cut_into_messages(plain: Collection) ->
 
 
 def test_an_interrupted_iteration_ends_as_an_interrupt(plain: Collection) -> None:
+    main = threading.get_ident()
+    # Tests that a shell runs in the background inherit that SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def slow() -> Any:
         yield from (NewItem(f"n{n}", vector=vectors(1)[0]) for n in range(40))
-        _thread.interrupt_main()  # Ctrl-C, while the main thread waits for outcomes
+        # Ctrl-C, while the main thread waits for outcomes; a simulated signal would not end that wait.
+        signal.pthread_kill(main, signal.SIGINT)
         time.sleep(1)
 
-    with pytest.raises(KeyboardInterrupt):
-        list(plain.upsert(slow()))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(plain.upsert(slow()))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert plain.add_vectors(["after"], vectors(1)).count("created") == 1, "the client still works"
 
 

@@ -101,7 +101,7 @@ def test_full_batches_equal_the_reference(served: tuple[Client, dict[str, Float3
     assert not result.errors
     plain, centred = agreement(result.vectors, expected[name])
     assert plain >= 0.9999
-    assert centred >= 0.9999
+    assert centred >= 0.999  # some pixels are one level off: the resize is torch's
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,7 +111,7 @@ def test_single_images_equal_the_reference(served: tuple[Client, dict[str, Float
     got = np.concatenate([client.embed([image], backbone=name).vectors for image in images[:4]])
     plain, centred = agreement(np.concatenate([got, expected[name][4:]]), expected[name])
     assert plain >= 0.9999
-    assert centred >= 0.9999
+    assert centred >= 0.999
 
 
 @pytest.mark.shared
@@ -120,16 +120,29 @@ def test_shared_weights_give_the_golden_features(tmp_path: Path) -> None:
     names = ("squeezenet1_1", "mobilenet_v2", "timm/mobileone_s0")
     options = [part for name in names for part in ("--backbone", name)]
     options += ["--precision", "fp32", "--weights-dir", str(SHARED / "weights")]
+    files = [SHARED / item["file"] for item in golden["items"]]
     with start_server(tmp_path / "data", *options) as server, Client(server.address) as client:
-        files = [SHARED / item["file"] for item in golden["items"]]
-        for name in names:
-            vectors = client.embed(files, backbone=name).vectors
-            for item, vector in zip(golden["items"], vectors, strict=True):
-                expected = item["features"][name.removeprefix("timm/")]
-                assert len(vector) == expected["dim"]
-                assert vector[:8] == pytest.approx(expected["first8"], abs=2e-3)
-                assert np.linalg.norm(vector) == pytest.approx(expected["l2"], rel=1e-4)
-                assert vector.sum() == pytest.approx(expected["sum"], rel=1e-4)
+        served = {name: client.embed(files, backbone=name).vectors for name in names}
+    for name in names:
+        # Golden is Pillow's resize, which the server has too; torch's is a level off here and there.
+        vectors = by_pillow(name, files)
+        for item, vector in zip(golden["items"], vectors, strict=True):
+            expected = item["features"][name.removeprefix("timm/")]
+            assert len(vector) == expected["dim"]
+            assert vector[:8] == pytest.approx(expected["first8"], abs=2e-3)
+            assert np.linalg.norm(vector) == pytest.approx(expected["l2"], rel=1e-4)
+            assert vector.sum() == pytest.approx(expected["sum"], rel=1e-4)
+        assert agreement(served[name], vectors)[0] >= 0.9999
+
+
+def by_pillow(name: str, files: list[Path]) -> Float32:
+    """The features of a served network on pixels that are the preset's to the last bit."""
+    from likewise_server.backbones import registry  # noqa: PLC0415  # in-process: pixels have no RPC
+    from likewise_server.images import ImageLimits, decode, preprocess  # noqa: PLC0415
+
+    backbone = registry.load(name, weights_dir=SHARED / "weights", device=torch.device("cpu"), precision="fp32")
+    pixels = [preprocess(decode(path.read_bytes(), ImageLimits()), backbone.preprocessing) for path in files]
+    return backbone.forward(np.stack(pixels), backbone.ref())
 
 
 @pytest.mark.shared
@@ -156,3 +169,16 @@ def test_preprocessing_equals_the_preset_pixel_for_pixel() -> None:
                 rgb = picture.convert("RGB")
                 ours = preprocess(rgb, Preprocessing(resize, crop, interpolation=interpolation))
                 assert np.array_equal(ours, np.asarray(preset(rgb)))
+
+
+def test_the_quick_way_equals_the_preset_within_two_levels() -> None:
+    from likewise_server.images import ImageLimits, Preprocessing, pixels_of  # noqa: PLC0415
+
+    for interpolation, mode in (("bilinear", v2.InterpolationMode.BILINEAR), ("bicubic", v2.InterpolationMode.BICUBIC)):
+        preset = v2.Compose([v2.Resize(256, interpolation=mode), v2.CenterCrop(224)])
+        how = Preprocessing(256, 224, interpolation=interpolation)
+        for data, picture in zip(photograph_jpegs(), pictures(), strict=True):
+            ours = pixels_of(data, how, ImageLimits()).astype(int)
+            difference = np.abs(ours - np.asarray(preset(picture.convert("RGB"))))
+            assert difference.max() <= 2
+            assert difference.mean() < 0.01

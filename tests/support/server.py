@@ -1,4 +1,4 @@
-"""A real server in a process of its own, as a user would start it."""
+"""Real servers: in a process of their own, as a user would start them, or in this one, to be looked into."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from likewise_server.app import Running
 
 READY_S = 120
 
@@ -83,5 +88,21 @@ def start_server(data: Path, *options: str, port: int = 0, env: dict[str, str] |
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without the settings of whoever runs the tests."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("LIKEWISE_")}
+    """The environment without the settings of whoever runs the tests, and with no compiler beside each server."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("LIKEWISE_")}
+    settings = {"LIKEWISE_COMPILE": "off", "LIKEWISE_CACHE_BYTES": "0"}  # the cache would hide what is embedded twice
+    return inherited | settings | {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@asynccontextmanager
+async def serving(data: Path, **settings: Any) -> AsyncIterator[Running]:
+    """Serve in this process, on a free port, in fp32 and without a compiler unless told otherwise."""
+    from likewise_server import app  # noqa: PLC0415  # imports torch, which many tests do without
+    from likewise_server.settings import Settings  # noqa: PLC0415
+
+    defaults: dict[str, Any] = {"port": 0, "precision": "fp32", "device": "cpu", "compile": "off"}
+    running = await app.start(Settings(data=data, **(defaults | settings)))
+    try:
+        yield running
+    finally:
+        await running.stop(0)

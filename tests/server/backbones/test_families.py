@@ -281,7 +281,7 @@ def test_frozen_is_frozen(resnet: Backbone) -> None:
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_refused(device: str) -> None:
     with pytest.raises(InvalidArgument, match="--device"):
-        registry.choose_device(device)
+        registry.choose_devices(device)
 
 
 @pytest.mark.gpu
@@ -289,6 +289,6 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
 def test_cuda_equals_cpu(tmp_path: Path) -> None:
     random_state("resnet18", tmp_path)
     cpu = load("resnet18", tmp_path)
-    cuda = registry.load("resnet18", weights_dir=tmp_path, device=registry.choose_device("auto"), precision="fp32")
+    cuda = registry.load("resnet18", weights_dir=tmp_path, device=registry.choose_devices("auto")[0], precision="fp32")
     images = pixels(cpu)
     np.testing.assert_allclose(cuda.forward(images, cuda.ref()), cpu.forward(images, cpu.ref()), rtol=1e-2, atol=1e-3)

@@ -18,13 +18,13 @@ def load(wanted: str) -> Backbone:
 
 
 def test_bf16_is_taken_only_if_vectors_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_native", lambda _device: True)
+    monkeypatch.setattr(precision, "native_bf16", lambda _device: True)
     assert load("auto").precision == "bf16"
     monkeypatch.setattr(precision, "LEAST_COSINE", 1.1)
     checked = load("auto")
     assert checked.precision == "fp32"
     plain = load("fp32")
-    pictures = precision._probes(plain.preprocessing)
+    pictures = precision.probes(plain.preprocessing)
     assert pictures.shape == (8, 128, 128, 3)
     assert len({picture.tobytes() for picture in pictures}) == 8
     np.testing.assert_array_equal(checked.forward(pictures, checked.ref()), plain.forward(pictures, plain.ref()))
@@ -32,7 +32,7 @@ def test_bf16_is_taken_only_if_vectors_stay(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_native_bf16_it_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_native", lambda _device: False)
+    monkeypatch.setattr(precision, "native_bf16", lambda _device: False)
     assert load("auto").precision == "fp32"
 
 
