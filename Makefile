@@ -42,7 +42,8 @@ format: .venv/dev.stamp ## let ruff put the code in order
 proto: .venv/dev.stamp ## regenerate proto/likewise_proto from the .proto files
 	$(BIN)/python tools/generate_stubs.py proto/likewise_proto
 
-bench: .venv/dev.stamp ## images per second through the server beside a plain loop
+bench: .venv/dev.stamp ## embedding speed beside the ceiling, a plain loop and LitServe; half an hour
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/embed.py
 
 clean: ## remove the virtual environment and caches

@@ -1,234 +1,106 @@
-"""Images per second: a plain loop, the server's own ceiling, and the server over loopback, in one run.
+"""The speed of embedding in one run: the ceiling, a plain loop, the server over loopback, and LitServe.
 
-    python benchmarks/embed.py [--backbone NAME ...] [--images N] [--json OUT]
+    python benchmarks/embed.py [--backbone NAME ...] [--rounds N] [--quick] [--json OUT]
 
-The plain loop is what people write first: Pillow, the torchvision preset, batch 1, eager fp32. The
-server runs in a process of its own with the client on the same cores. Real photographs: those of
-LIKEWISE_SHARED where it is, else crops of those in scikit-image's wheel. Weights are random where
+ (a) the ceiling: the server's own decoding and forward in one process, overlapped, in full batches, no server;
+ (b) the plain loop that people write first: Pillow, torchvision's preset, the eager network in fp32;
+ (c) the server: 1, 8 and 32 closed-loop clients of unary calls, one EmbedStream, the client library's embed(list);
+ (d) LitServe with its ordinary recipe (`--litserve tuned` for a faster one), 32 closed-loop clients over HTTP.
+
+Then Poisson arrivals at parts of what 32 clients reached. All read the same photographs, and each message has bytes
+of its own. Everything runs in processes of their own on the same cores, the generator of load among them, in
+interleaved rounds; a figure is the median of its rounds, a ratio one of two such medians. Weights are random where
 LIKEWISE_WEIGHTS_DIR has none: speed does not depend on their values, but --precision auto may.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import io
 import json
-import os
-import platform
-import statistics
-import subprocess
+import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import skimage
-import torch
-from PIL import Image
-from torchvision import models
+from embedding import litserve_peer
+from embedding.facts import run_facts
+from embedding.images import photographs
+from embedding.measure import Plan, Results, measure
+from embedding.report import document, table
 
-from likewise import AsyncClient
-from likewise_server.backbones import registry
-from likewise_server.backbones.backbone import Backbone
-from likewise_server.images import ImageLimits, decode, guard, preprocess
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = Path(os.environ.get("LIKEWISE_SHARED", ROOT.parent / "shared"))
-DEFAULT = ["likewise-tiny", "mobilenet_v3_small", "resnet50"]
-ROUNDS = 3
+DEFAULT = ["likewise-tiny", "mobilenet_v3_small", "resnet50", "vit_b_16"]
+# Load average before the run. A network's threads wait for one another: a neighbour on one core slows them all.
+BUSY = 0.5
+RECIPES = {"ordinary": ("ordinary",), "tuned": ("tuned",), "both": ("ordinary", "tuned"), "none": ()}
 
 
 def main() -> None:
-    """Measure each backbone, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", action="append")
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    images = photographs(options.images)
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
+    """Measure each backbone, print the table, write JSON."""
+    options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every `finally`: no process is left behind
+    recipes = RECIPES[options.litserve]
+    if recipes and not litserve_peer.installed():
+        _say("LitServe is left out, it is not installed: pip install 'likewise[bench]'")
+        recipes = ()
+    plan = Plan(
+        rounds=options.rounds or (1 if options.quick else 3),
+        seconds=options.seconds or (1.0 if options.quick else 4.0),
+        open_seconds=0.0 if options.no_open else options.open_seconds or (4.0 if options.quick else 12.0),
+        precision=options.precision,
+        litserve=recipes,
+        settle_s=options.settle,
+    )
+    pictures = photographs()
+    facts = run_facts(pictures)
+    if facts["load_average_before"] > BUSY:
+        _say(f"this machine is busy already (load average {facts['load_average_before']}): figures will mean little")
+    facts["plan"] = {"rounds": plan.rounds, "seconds": plan.seconds, "open_seconds": plan.open_seconds}
+    done: list[Results] = []
+    with tempfile.TemporaryDirectory(prefix="likewise-bench-") as scratch:
         for name in options.backbone or DEFAULT:
-            print(f"measuring {name} …", file=sys.stderr)
-            rows.append(measure(name, images, Path(scratch), options.precision))
-    machine = {"processor": processor(), "cores": os.cpu_count(), "torch": torch.__version__}
-    report(rows)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "images": len(images), "rows": rows}, indent=2) + "\n")
+            results = measure(name, pictures, plan, Path(scratch), lambda text, name=name: _say(f"{name}: {text}"))  # type: ignore[misc]  # binds it now
+            if not results.facts["settled"]:
+                _say(f"{name}: the server was still busy when measuring began: its figures may be too low")
+            done.append(results)
+            if options.json:  # after each, so that an interrupted run leaves what it has
+                options.json.write_text(json.dumps(document(facts, done), indent=2, allow_nan=False) + "\n")
+    _explain(facts, plan, done)
+    print()
+    print(table(done))
 
 
-def photographs(count: int) -> list[bytes]:
-    """Return `count` JPEGs, repeated if there are fewer."""
-    files = sorted((SHARED / "data/imagenet-sample").glob("*.JPEG"))
-    if files:
-        found = [path.read_bytes() for path in files]
-    else:
-        found = []
-        for path in sorted((Path(skimage.__file__).parent / "data").glob("*.*")):
-            if path.stem in ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "ihc"):
-                with Image.open(path) as image:
-                    rgb = image.convert("RGB")
-                rgb.thumbnail((500, 500))
-                buffer = io.BytesIO()
-                rgb.save(buffer, "JPEG", quality=90)
-                found.append(buffer.getvalue())
-    return [found[i % len(found)] for i in range(count)]
+def _explain(facts: dict[str, Any], plan: Plan, done: list[Results]) -> None:
+    """Print what stands above the table: of which machine, pictures and networks it speaks."""
+    machine, images = facts["machine"], facts["images"]
+    print(f"{machine['processor']}, {machine['cores']} cores, which server and load share")
+    print(f"likewise {facts['likewise']}, torch {facts['versions']['torch']}")
+    print(f"{images['count']} pictures of {images['mean_bytes'] / 1000:.0f} kB on average: {images['source']}")
+    print(f"medians of {plan.rounds} interleaved round(s) of about {plan.seconds:g} s each")
+    for results in done:
+        form = "compiled" if results.facts["compiled"] else "eager"
+        print(f"{results.backbone}: {results.facts['precision']}, {form}, {results.facts['weights']} weights")
+    if not plan.litserve:
+        print("LitServe: not measured")
 
 
-def measure(name: str, images: list[bytes], scratch: Path, precision: str) -> dict[str, Any]:
-    """Return the rates of one backbone, the median of ROUNDS rounds each, interleaved."""
-    weights = weights_for(name, scratch)
-    loop = plain_loop(name, weights)
-    few = images[: max(16, len(images) // 8)]  # the loop is slow, and its rate does not depend on the number
-    ceiling = in_process(name, weights, precision)
-    rates: dict[str, list[float]] = {"loop": [], "ceiling": [], "bulk": [], "clients_8": [], "clients_1": []}
-    with Server(name, weights, precision) as address:
-        asyncio.run(bulk(address, images[:64]))  # warm
-        loop(few[:4])
-        ceiling(images[:32])
-        for _ in range(ROUNDS):
-            rates["loop"].append(timed(lambda: loop(few), len(few)))
-            rates["ceiling"].append(timed(lambda: ceiling(images), len(images)))
-            rates["bulk"].append(timed(lambda: asyncio.run(bulk(address, images)), len(images)))
-            rates["clients_8"].append(timed(lambda: asyncio.run(clients(address, images, 8)), len(images)))
-            single = images[: len(images) // 4]
-            rates["clients_1"].append(timed(lambda s=single: asyncio.run(clients(address, s, 1)), len(single)))  # type: ignore[misc]
-    row: dict[str, Any] = {"backbone": name, **{key: statistics.median(values) for key, values in rates.items()}}
-    row["bulk_over_loop"] = row["bulk"] / row["loop"]
-    row["bulk_over_ceiling"] = row["bulk"] / row["ceiling"]
-    return row
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", action="append", metavar="NAME", help=f"repeatable; default: {' '.join(DEFAULT)}")
+    parser.add_argument("--rounds", type=int, help="turns of each measurement; default 3")
+    parser.add_argument("--seconds", type=float, help="about how long one turn takes; default 4")
+    parser.add_argument("--open-seconds", type=float, help="how long one open loop takes; default 12")
+    parser.add_argument("--no-open", action="store_true", help="leave the open loops out")
+    parser.add_argument("--quick", action="store_true", help="one round of short turns, for a first look")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    parser.add_argument("--litserve", default="ordinary", choices=list(RECIPES), help="its recipes; default ordinary")
+    parser.add_argument("--settle", type=float, default=900.0, help="patience with a server that still prepares, s")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything measured here")
+    return parser.parse_args()
 
 
-def weights_for(name: str, scratch: Path) -> Path:
-    """Return a directory with weights of `name`: the user's, or random ones."""
-    given = os.environ.get("LIKEWISE_WEIGHTS_DIR", "")
-    if given and any((Path(given) / f"{name}{suffix}").exists() for suffix in (".pth", ".safetensors")):
-        return Path(given)
-    if name != "likewise-tiny" and not (scratch / f"{name}.pth").exists():
-        torch.manual_seed(0)
-        torch.save(models.get_model(name, weights=None).state_dict(), scratch / f"{name}.pth")
-    return scratch
-
-
-def plain_loop(name: str, weights: Path) -> Callable[[list[bytes]], None]:
-    """Return the loop people write first."""
-    if name == "likewise-tiny":
-        backbone = registry.load(name, weights_dir=None, device=torch.device("cpu"), precision="fp32")
-        module = backbone.network.module.to(memory_format=torch.contiguous_format)
-        how = backbone.preprocessing
-        entry = next(iter(models.get_model_weights("resnet18")))
-        preset = entry.transforms(resize_size=how.resize, crop_size=how.crop)
-    else:
-        module = models.get_model(name, weights=None)
-        state = torch.load(weights / f"{name}.pth", weights_only=True)
-        module.load_state_dict(state, strict=False)
-        preset = models.get_model_weights(name).DEFAULT.transforms()
-    module.eval()
-
-    def run(images: list[bytes]) -> None:
-        with torch.inference_mode():
-            for data in images:
-                module(preset(Image.open(io.BytesIO(data)).convert("RGB"))[None])
-
-    return run
-
-
-def in_process(name: str, weights: Path, precision: str) -> Callable[[list[bytes]], None]:
-    """Return the ceiling: decode and preprocess in threads, forward in full batches, no server, no queue."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # beside its only use
-
-    limits = ImageLimits()
-    guard(limits)
-    backbone: Backbone = registry.load(name, weights_dir=weights, device=torch.device("cpu"), precision=precision)
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
-
-    def one(data: bytes) -> Any:
-        return preprocess(decode(data, limits), backbone.preprocessing)
-
-    def run(images: list[bytes]) -> None:
-        ready = pool.map(one, images)
-        batch = []
-        for pixels in ready:
-            batch.append(pixels)
-            if len(batch) == 32:
-                backbone.forward(np.stack(batch), backbone.ref())
-                batch = []
-        if batch:
-            backbone.forward(np.stack(batch), backbone.ref())
-
-    return run
-
-
-class Server:
-    """`likewise serve` in a process of its own."""
-
-    def __init__(self, name: str, weights: Path, precision: str) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        command = [sys.executable, "-m", "likewise.cli", "serve", "--data", self._folder.name, "--port", "0"]
-        command += ["--json", "--backbone", name, "--weights-dir", str(weights), "--precision", precision]
-        command += ["--log-level", "warning"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> str:
-        if self._process.stdout is None:
-            raise RuntimeError("the server has no stdout")
-        return f"127.0.0.1:{json.loads(self._process.stdout.readline())['port']}"
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.communicate()
-        self._folder.cleanup()
-
-
-async def bulk(address: str, images: list[bytes]) -> None:
-    """Embed all through the client library, as an indexing job would."""
-    async with AsyncClient(address) as lw:
-        result = await lw.embed(images, progress=False)
-        if result.errors:
-            raise RuntimeError(f"{len(result.errors)} images failed")
-
-
-async def clients(address: str, images: list[bytes], count: int) -> None:
-    """Embed one image a call from `count` closed-loop callers."""
-    async with AsyncClient(address) as lw:
-        queue = iter(images)
-
-        async def caller() -> None:
-            for data in queue:
-                await lw.embed([data], progress=False)
-
-        await asyncio.gather(*(caller() for _ in range(count)))
-
-
-def timed(work: Callable[[], object], images: int) -> float:
-    """Return images per second."""
-    started = time.perf_counter()
-    work()
-    return images / (time.perf_counter() - started)
-
-
-def report(rows: list[dict[str, Any]]) -> None:
-    """Print rates and ratios."""
-    print(f"{processor()}, {os.cpu_count()} cores; images/s, median of {ROUNDS}")
-    columns = ("loop", "ceiling", "bulk", "clients_8", "clients_1")
-    print(f"{'backbone':22}" + "".join(f"{c:>12}" for c in columns) + f"{'bulk/loop':>12}{'bulk/ceiling':>14}")
-    for row in rows:
-        cells = "".join(f"{row[c]:12.1f}" for c in columns)
-        print(f"{row['backbone']:22}{cells}{row['bulk_over_loop']:11.2f}x{row['bulk_over_ceiling']:14.2f}")
-
-
-def processor() -> str:
-    """Name the processor, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

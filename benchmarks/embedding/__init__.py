@@ -1,0 +1,1 @@
+"""The parts of benchmarks/embed.py and benchmarks/soak.py."""
