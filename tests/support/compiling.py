@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from support.server import serving
 
@@ -46,4 +47,7 @@ def compile_tiny(data: Path) -> Compiled:
             embedder = running.engine.embedder
             return embedder.execution(embedder.backbones["likewise-tiny"].ref())
 
-    return Compiled(data / "compiled", asyncio.run(cold()))
+    with capture_logs() as records:
+        execution = asyncio.run(cold())
+    assert execution == "compiled", records
+    return Compiled(data / "compiled", execution)

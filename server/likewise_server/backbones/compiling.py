@@ -14,7 +14,8 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ ENOUGH = 0.95  # of the best rate: the smallest batch that reaches it is the bes
 SECONDS_EACH = 0.5  # of measuring for each batch size
 LEAST_ROUNDS = 2  # the first of which warms up
 TRIAL = 4  # images of the batch by which compiled is compared with eager
+SLOWER = 1.1  # than eager: no gain worth two ways of running; what is closer is noise
 
 
 class Task(BaseModel):
@@ -91,8 +93,8 @@ def compile_feature(
             if min(cosines) < LEAST_COSINE:
                 raise RuntimeError(f"compiled vectors differ from eager ones: cosine {min(cosines):.5f}")
             trial = batch[: min(TRIAL, max_batch)]
-            quick, slow = _seconds(forward, trial), _seconds(replica.feature(ref), trial)
-            if quick > slow:
+            quick, slow = _seconds([partial(run, trial) for run in (forward, replica.feature(ref))])
+            if quick > SLOWER * slow:
                 raise RuntimeError(
                     f"compiled is slower than eager: {quick:.3f} s for {len(trial)} images, not {slow:.3f} s"
                 )
@@ -134,30 +136,26 @@ def _compiled(feature: Feature, pictures: Tensor, scratch: Path) -> Path:
         return Path(archive.extract(library, scratch))
 
 
-def _seconds(forward: Forward, batch: Tensor) -> float:
-    """Return the shortest of three times that a forward takes; another one before warms up."""
-    seconds = []
-    for _ in range(4):
-        began = time.perf_counter()
-        forward(batch).cpu()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])
-
-
 def _rates(forward: Forward, pictures: Tensor, max_batch: int) -> dict[int, float]:
-    """Return images/s by batch size. Sizes take turns and the shortest time counts: other work only adds to it."""
+    """Return images/s by batch size."""
     sizes = [size for size in BATCHES if size <= max_batch]
-    batches = {size: pictures.repeat(-(-size // len(pictures)), 1, 1, 1)[:size].contiguous() for size in sizes}
-    best = dict.fromkeys(sizes, float("inf"))
-    ends = time.monotonic() + SECONDS_EACH * len(sizes)
+    batches = [pictures.repeat(-(-size // len(pictures)), 1, 1, 1)[:size].contiguous() for size in sizes]
+    seconds = _seconds([partial(forward, batch) for batch in batches])
+    return {size: size / each for size, each in zip(sizes, seconds, strict=True)}
+
+
+def _seconds(forwards: Sequence[Callable[[], Tensor]]) -> list[float]:
+    """Return the shortest time of each: other work only adds to it, and as they take turns, to all alike."""
+    best = [float("inf")] * len(forwards)
+    ends = time.monotonic() + SECONDS_EACH * len(forwards)
     rounds = 0
     while rounds < LEAST_ROUNDS or time.monotonic() < ends:
-        for size, batch in batches.items():
+        for index, forward in enumerate(forwards):
             began = time.perf_counter()
-            forward(batch).cpu()
-            best[size] = min(best[size], time.perf_counter() - began)
+            forward().cpu()
+            best[index] = min(best[index], time.perf_counter() - began)
         rounds += 1
-    return {size: size / seconds for size, seconds in best.items()}
+    return best
 
 
 if __name__ == "__main__":
