@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from likewise_server.backbones import artifacts, registry
+from likewise_server.backbones import artifacts, attention, registry
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.backbones.base import BackboneRef
 from likewise_server.backbones.compiled import CompiledCpu
@@ -123,7 +123,7 @@ def _compiled(feature: Feature, pictures: Tensor, scratch: Path) -> Path:
     import torch._inductor.config as options  # noqa: PLC0415  # takes a second
 
     options.freezing = True  # weights become constants in the layout that their kernels like best
-    with torch.no_grad():
+    with torch.no_grad(), attention.batch_first():
         many = torch.export.Dim("images", min=2, max=1024)
         program = torch.export.export(feature.eval(), (pictures,), dynamic_shapes={"pixels": {0: many}})
         package = Path(
