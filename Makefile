@@ -42,9 +42,10 @@ format: .venv/dev.stamp ## let ruff put the code in order
 proto: .venv/dev.stamp ## regenerate proto/likewise_proto from the .proto files
 	$(BIN)/python tools/generate_stubs.py proto/likewise_proto
 
-bench: .venv/dev.stamp ## embedding speed beside the ceiling, a plain loop and LitServe; half an hour
+bench: .venv/dev.stamp ## embedding and search beside what others reach, search on few vectors; forty minutes
 	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/embed.py
+	$(BIN)/python benchmarks/search.py --quick
 
 clean: ## remove the virtual environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build/search-peers .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -23,6 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from common.machine import warn_if_busy
 from embedding import litserve_peer
 from embedding.facts import run_facts
 from embedding.images import photographs
@@ -30,8 +31,6 @@ from embedding.measure import Plan, Results, measure
 from embedding.report import document, table
 
 DEFAULT = ["likewise-tiny", "mobilenet_v3_small", "resnet50", "vit_b_16"]
-# Load average before the run. A network's threads wait for one another: a neighbour on one core slows them all.
-BUSY = 0.5
 RECIPES = {"ordinary": ("ordinary",), "tuned": ("tuned",), "both": ("ordinary", "tuned"), "none": ()}
 
 
@@ -53,8 +52,7 @@ def main() -> None:
     )
     pictures = photographs()
     facts = run_facts(pictures)
-    if facts["load_average_before"] > BUSY:
-        _say(f"this machine is busy already (load average {facts['load_average_before']}): figures will mean little")
+    warn_if_busy(facts)
     facts["plan"] = {"rounds": plan.rounds, "seconds": plan.seconds, "open_seconds": plan.open_seconds}
     done: list[Results] = []
     with tempfile.TemporaryDirectory(prefix="likewise-bench-") as scratch:

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.processes import PROC, peak_rss_bytes, rss_bytes
+from common.server import LikewiseServer
+from common.wire import channels as connections
 from embedding import wire
 from embedding.facts import run_facts
 from embedding.images import photographs
-from embedding.processes import PROC, peak_rss_bytes, rss_bytes
-from embedding.server import LikewiseServer
 from embedding.weights import weights_for
-
 from likewise_proto.v1 import embedding_pb2 as epb
 
 MIB = 2**20
@@ -113,7 +113,7 @@ async def _stream(address: str, images: list[bytes], count: int, soak: Soak) -> 
         for item_id in range(count):
             yield requests.stream(item_id)
 
-    async with wire.channels(address, 1) as (channel,):
+    async with connections(address, 1) as (channel,):
         async for reply in wire.stream(channel)(messages()):
             readings = len(soak.rss)
             soak.take(reply)

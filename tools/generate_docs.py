@@ -14,7 +14,7 @@ from likewise_server.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [
     *([name] for name in ("serve", "tune", "demo", "index", "embed", "search", "classify", "backbones", "info")),
-    *(["collections", name] for name in ("list", "info", "delete", "export", "fsck")),
+    *(["collections", name] for name in ("list", "create", "update", "info", "duplicates", "delete", "export", "fsck")),
     *(["heads", name] for name in ("train", "list", "eval", "delete")),
 ]
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import grpc
 
+from common.figures import percentile_ms
+from common.wire import channels as connections
 from embedding import wire
 from embedding.images import Photographs
 from embedding.load import KEPT
-from embedding.readings import percentile_ms
 
 DEADLINE_S = 5.0
 CONNECTIONS = 4
@@ -99,7 +100,7 @@ def _arrivals(per_second: float, seconds: float) -> list[float]:
 async def _offer(address: str, photographs: Photographs, due: list[float]) -> _Fates:
     requests = wire.Requests(photographs.data)
     fates = _Fates()
-    async with wire.channels(address, CONNECTIONS) as channels:
+    async with connections(address, CONNECTIONS) as channels:
         calls = [wire.unary(channel) for channel in channels]
         start = time.perf_counter()
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from common.processes import ROOT
+
 SHARED = Path(os.environ.get("LIKEWISE_SHARED", ROOT.parent / "shared"))
 SAMPLE = SHARED / "data/imagenet-sample"
 

@@ -12,8 +12,8 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+from common.processes import START_S, Child
 from embedding.images import Photographs, tagged
-from embedding.processes import START_S, Child
 from embedding.readings import Reading, clocked
 
 BATCH = 16

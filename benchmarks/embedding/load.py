@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 from numpy.typing import NDArray
 
+from common.wire import channels as connections
 from embedding import wire
 from embedding.images import Photographs, tagged
 from embedding.readings import Reading, clocked
@@ -49,7 +50,7 @@ class Load:
     async def _closed(self, images: int, clients: int) -> Reading:
         left = iter(range(images))
         kept: list[bytes] = []
-        async with wire.channels(self._address, -(-clients // PER_CONNECTION)) as channels:
+        async with connections(self._address, -(-clients // PER_CONNECTION)) as channels:
             calls = [wire.unary(channel) for channel in channels]
             with clocked(images) as reading:
 
@@ -71,7 +72,7 @@ class Load:
             for item_id in range(images):
                 yield self._requests.stream(item_id)
 
-        async with wire.channels(self._address, 1) as (channel,):
+        async with connections(self._address, 1) as (channel,):
             with clocked(images) as reading:
                 replies = [reply async for reply in wire.stream(channel)(requests())]
         wire.check_stream(replies, set(range(images)))
@@ -91,6 +92,6 @@ class Load:
     async def _vector(self, number: int) -> NDArray[np.float32]:
         data = tagged(self._images[number % len(self._images)])
         message = epb.EmbedRequest(images=[pb.Image(data=data)]).SerializeToString()
-        async with wire.channels(self._address, 1) as (channel,):
+        async with connections(self._address, 1) as (channel,):
             reply = epb.EmbedResponse.FromString(await wire.unary(channel)(message))
         return wire.row(reply.vectors)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from embedding.answering import Answers
+from common.answering import Answers
 from embedding.images import photographs, tagged
 from likewise_server.backbones import artifacts, compiling, registry
 from likewise_server.backbones.backbone import Backbone

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from common.processes import Child, worker
+from common.server import LikewiseServer
 from embedding.arrivals import OpenReading, open_loop
 from embedding.images import Photographs
 from embedding.litserve_peer import LitServePeer
 from embedding.load import Load
-from embedding.processes import Child, worker
 from embedding.readings import Reading
-from embedding.server import LikewiseServer
 from embedding.weights import weights_for
 
 CEILING_BATCHES = (8, 16, 32)
@@ -90,7 +90,7 @@ def measure(backbone: str, photographs: Photographs, plan: Plan, scratch: Path, 
         say("starting the ceiling and the plain loop")
         local = stack.enter_context(
             worker(
-                "local",
+                "embedding.local",
                 *arguments,
                 plan.precision,
                 str(folder / "data"),
@@ -99,7 +99,7 @@ def measure(backbone: str, photographs: Photographs, plan: Plan, scratch: Path, 
                 environment={"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
             )
         )
-        plain = stack.enter_context(worker("plain", *arguments, log=folder / "plain.log"))
+        plain = stack.enter_context(worker("embedding.plain", *arguments, log=folder / "plain.log"))
         measurements = dict(_in_process(local, plain)) | dict(_on_server(load))
         for recipe in plan.litserve:
             say(f"starting LitServe ({recipe})")

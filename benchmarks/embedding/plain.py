@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import models
 
-from embedding.answering import Answers
+from common.answering import Answers
 from embedding.images import photographs, tagged
 
 TINY = "likewise-tiny"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
 
+from common.figures import Ratio, over
 from embedding.arrivals import OpenReading
 from embedding.measure import Results
 
@@ -14,27 +13,6 @@ OVER_LOOP = {"resnet50": 2.5, "mobilenet_v3_small": 4.0}  # by backbone; the oth
 OVER_LITSERVE = {"resnet50": 4.0, "mobilenet_v3_small": 4.0}
 TOLD_MS = 50.0
 NORMAL, OVERLOAD = 0.8, 1.2  # of the capacity
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """One promise: `value` is None where there was nothing to measure, `target` where nothing is promised."""
-
-    name: str
-    value: float | None
-    sign: str
-    target: float | None
-
-    @property
-    def passed(self) -> bool | None:
-        """Return whether the promise is kept, None where that is no question."""
-        if self.value is None or self.target is None:
-            return None
-        return self.value >= self.target if self.sign == "≥" else self.value <= self.target
-
-    def facts(self) -> dict[str, Any]:
-        """Return what goes into the report."""
-        return {**asdict(self), "passed": self.passed}
 
 
 def ratios(results: Results) -> list[Ratio]:
@@ -52,16 +30,16 @@ def _throughput(results: Results) -> Iterator[Ratio]:
     name = results.backbone
     ceiling, _ = results.ceiling()
     bulk, many = results.rate("bulk"), results.rate("clients_32")
-    yield Ratio("bulk / ceiling", _over(bulk, ceiling), "≥", 0.85)
-    yield Ratio("32 clients / ceiling", _over(many, ceiling), "≥", 0.75)
-    yield Ratio("1 client p50 / (decode + forward)", _over(client_p50(results), alone_ms(results)), "≤", 1.5)
-    yield Ratio("bulk / plain loop at batch 16", _over(bulk, results.rate("loop_16")), "≥", OVER_LOOP.get(name))
+    yield Ratio("bulk / ceiling", over(bulk, ceiling), "≥", 0.85)
+    yield Ratio("32 clients / ceiling", over(many, ceiling), "≥", 0.75)
+    yield Ratio("1 client p50 / (decode + forward)", over(client_p50(results), alone_ms(results)), "≤", 1.5)
+    yield Ratio("bulk / plain loop at batch 16", over(bulk, results.rate("loop_16")), "≥", OVER_LOOP.get(name))
     best = max((rate for rate in (bulk, many) if rate is not None), default=None)
     for key in results.readings:
         if key.startswith("litserve_"):
             recipe = key.removeprefix("litserve_")
             target = OVER_LITSERVE.get(name) if recipe == "ordinary" else None
-            yield Ratio(f"bulk or 32 clients / LitServe {recipe}", _over(best, results.rate(key)), "≥", target)
+            yield Ratio(f"bulk or 32 clients / LitServe {recipe}", over(best, results.rate(key)), "≥", target)
 
 
 def _overload(results: Results) -> Iterator[Ratio]:
@@ -69,10 +47,10 @@ def _overload(results: Results) -> Iterator[Ratio]:
         return
     normal, overload = results.loops[NORMAL], results.loops[OVERLOAD]
     p99 = open_median(overload, lambda r: r.accepted_p99_ms)
-    yield Ratio("p99 at 120 % / at 80 %", _over(p99, open_median(normal, lambda r: r.accepted_p99_ms)), "≤", 3.0)
+    yield Ratio("p99 at 120 % / at 80 %", over(p99, open_median(normal, lambda r: r.accepted_p99_ms)), "≤", 3.0)
     yield Ratio("rejections told at 120 %, p99 ms", open_median(overload, lambda r: r.rejected_p99_ms), "≤", TOLD_MS)
     goodput = open_median(overload, lambda r: r.goodput_per_s)
-    yield Ratio("goodput at 120 % / capacity", _over(goodput, results.rate("clients_32")), "≥", 0.9)
+    yield Ratio("goodput at 120 % / capacity", over(goodput, results.rate("clients_32")), "≥", 0.9)
 
 
 def client_p50(results: Results) -> float:
@@ -83,7 +61,3 @@ def client_p50(results: Results) -> float:
 def alone_ms(results: Results) -> float:
     """Return the milliseconds of one image with nothing around it: decoded, and through the network at batch 1."""
     return statistics.median(piece["decode_ms"] + piece["forward_ms"] for piece in results.pieces)
-
-
-def _over(a: float | None, b: float | None) -> float | None:
-    return a / b if a is not None and b else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from common.figures import percentile_ms
 
 
 @dataclass(slots=True)
@@ -31,11 +31,6 @@ class Reading:
         if self.latencies:
             facts |= {"p50_ms": percentile_ms(self.latencies, 50), "p99_ms": percentile_ms(self.latencies, 99)}
         return facts
-
-
-def percentile_ms(seconds: Sequence[float], percent: float) -> float | None:
-    """Return a percentile in milliseconds, None of nothing."""
-    return float(np.percentile(seconds, percent)) * 1e3 if seconds else None
 
 
 @contextmanager

@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from common.figures import section
 from embedding.arrivals import OpenReading
 from embedding.measure import LOADS, Results
-from embedding.ratios import Ratio, open_median, ratios
+from embedding.ratios import open_median, ratios
 
 WIDTH = 38
 COLUMN = 20
-MARKS = {True: "pass", False: "FAIL", None: ""}
 RATES = {
     "loop_1": "(b) plain loop, batch 1",
     "loop_16": "(b) plain loop, batch 16",
@@ -44,8 +44,7 @@ def table(all_results: list[Results]) -> str:
         ("open loop, Poisson arrivals", _open(all_results)),
         ("ratios", _ratios(all_results)),
     ):
-        body = [f"  {name:{WIDTH - 2}}" + "".join(f"{cell:>{column}}" for cell in cells) for name, cells in rows]
-        lines += ["", title, *body] if body else []
+        lines += section(title, rows, WIDTH, column)
     return "\n".join(lines)
 
 
@@ -112,14 +111,7 @@ def _open(all_results: list[Results]) -> Iterator[Row]:
 def _ratios(all_results: list[Results]) -> Iterator[Row]:
     columns = [{ratio.name: ratio for ratio in ratios(results)} for results in all_results]
     for name in dict.fromkeys(name for column in columns for name in column):
-        yield name, [_verdict(column.get(name)) for column in columns]
-
-
-def _verdict(ratio: Ratio | None) -> str:
-    if ratio is None or ratio.value is None:
-        return "-"
-    target = f" {ratio.sign}{ratio.target:g} {MARKS[ratio.passed]}" if ratio.target is not None else ""
-    return f"{ratio.value:.2f}{target}"
+        yield name, [column[name].verdict() if name in column else "-" for column in columns]
 
 
 def _number(value: float | None) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from common.processes import BENCHMARKS
 from embedding.images import photographs
-from embedding.processes import BENCHMARKS
 
 BUNDLED = "likewise-tiny"
 SUFFIXES = (".safetensors", ".pth")

@@ -6,8 +6,7 @@ Requests are serialised once; what differs between messages is pasted behind. Re
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -38,25 +37,6 @@ class Requests:
     def stream(self, item_id: int) -> bytes:
         """Return an EmbedStreamRequest. Two serialised messages end to end are one that has the fields of both."""
         return next(self._stream) + new_tag() + epb.EmbedStreamRequest(item_id=item_id).SerializeToString()
-
-
-@asynccontextmanager
-async def channels(address: str, count: int) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Open `count` connections, ready for use."""
-    opened = [
-        grpc.aio.insecure_channel(
-            address,
-            options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)],
-        )
-        for _ in range(count)
-    ]
-    try:
-        for channel in opened:
-            await channel.channel_ready()
-        yield opened
-    finally:
-        for channel in opened:
-            await channel.close()
 
 
 def unary(channel: grpc.aio.Channel) -> Any:

@@ -115,15 +115,20 @@ class Model:
         return [item for item in self.items.values() if matches(tree, item)]
 
     def search(
-        self, query: NDArray[np.float32], k: int, where: str = "", exclude: Collection[str] = ()
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        where: str = "",
+        exclude: Collection[str] = (),
+        min_score: float = -np.inf,
     ) -> list[tuple[str, float]]:
-        """Return ids and scores of the nearest, ties oldest first."""
+        """Return ids and scores of the nearest that reach `min_score`, ties oldest first."""
         items = [item for item in self.matching(where) if item.id not in exclude]
         if not items:
             return []
         found = scores(np.stack([item.vector for item in items]), query, self.metric)
         order = np.argsort(-found, kind="stable")[:k]
-        return [(items[i].id, float(found[i])) for i in order]
+        return [(items[i].id, float(found[i])) for i in order if found[i] >= min_score]
 
 
 def _content(item: NewItem) -> tuple[object, ...]:
@@ -143,9 +148,10 @@ def check_search(
     k: int,
     where: str = "",
     exclude: Sequence[str] = (),
+    min_score: float = -np.inf,
 ) -> None:
     """Assert that a result is the model's: same ids, same order, same scores."""
-    expected = [model.search(query, k, where, exclude) for query in queries]
+    expected = [model.search(query, k, where, exclude, min_score) for query in queries]
     found = answers(result)
     assert [[i for i, _ in hits] for hits in found] == [[i for i, _ in hits] for hits in expected]
     for hits, wanted in zip(found, expected, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -142,6 +142,103 @@ def test_l2_score_is_minus_the_distance(store: Store) -> None:
     assert [(hit.item.id, hit.score) for hit in hits] == [("b", -1.0), ("a", -5.0)]
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_scores_below_the_least_are_left_out(store: Store, metric: Metric) -> None:
+    model = filled(store, metric, made_up(60))
+    queries = np.stack([item.vector for item in made_up(4, seed=2)])
+    for where in ("", "label = 'cat'"):
+        scores = [score for query in queries for _, score in model.search(query, 60, where)]
+        for least in (float(np.median(scores)), max(scores) + 1, min(scores) - 1):
+            found = store.search("c", queries, 20, where=where, min_score=least)
+            check_search(model, found, queries, 20, where, min_score=least)
+    with pytest.raises(InvalidArgument):
+        store.search("c", queries, 1, min_score=float("nan"))
+
+
+def test_a_score_that_is_just_reached_counts_and_l2_scores_are_negative(store: Store) -> None:
+    filled(store, "l2", [NewItem("near", vector(3, 4)), NewItem("far", vector(6, 8))])
+    found = store.search("c", vector(0, 0)[np.newaxis], 5, min_score=-5.0).hits[0]
+    assert [(hit.item.id, hit.score) for hit in found] == [("near", -5.0)]
+    assert store.search("c", vector(0, 0)[np.newaxis], 5, min_score=5.0).hits == [[]]
+
+
+def test_bare_hits_are_the_same_with_ids_alone(store: Store) -> None:
+    model = filled(store, "cosine", made_up(40))
+    queries = np.stack([item.vector for item in made_up(3, seed=2)])
+    for where in ("", "year >= 2020"):
+        found = store.search("c", queries, 7, where=where, bare=True)
+        check_search(model, found, queries, 7, where)
+        for hit in (hit for hits in found.hits for hit in hits):
+            assert (hit.item.label, hit.item.attributes, hit.item.uri, hit.item.content_hash) == (None, {}, "", "")
+
+
+MIXED: tuple[Any, ...] = (
+    1,
+    1.5,
+    -3,
+    True,
+    False,
+    None,
+    "1",
+    "",
+    "Canon",
+    "canon eos",
+    "é",
+    [1],
+    {"deep": 2},
+    {"deep": None},
+)
+MIXED_FILTERS = (
+    *(f"x {op} {value}" for op in ("=", "!=", "<", "<=", ">", ">=") for value in ("1", "'canon'")),
+    *(f"{no}x = {value}" for no in ("", "not ") for value in ("true", "false", "'1'", "1.5")),
+    *(f"x {no}in (1, '1', true, -3)" for no in ("", "not ")),
+    *(f"x {no}like '{pattern}'" for no in ("", "not ") for pattern in ("canon%", "%", "_", "1", "É%")),
+    *(f"{no}{field} is {null}" for no in ("", "not ") for field in ("x", "x.deep") for null in ("null", "not null")),
+    *(f"{no}exists({field})" for no in ("", "not ") for field in ("x", "x.deep", "y")),
+    "x.deep = 2",
+    "x.deep != 2 or x < 1 and not y = 3",
+    "not (x > 0 or y in (1, 2))",
+    "x = 1 or y = 2 or label = 'cat'",
+)
+
+
+def test_indexed_attributes_change_no_answer(store: Store) -> None:
+    items = [
+        NewItem(
+            f"i{n}",
+            vector(n % 7 + 1, n),
+            "cat" if n % 3 else None,
+            {"y": n % 4} if value is None and n % 2 else {"x": value, "y": n % 4},
+        )
+        for n, value in enumerate(MIXED * 4)
+    ]
+    model = filled(store, "cosine", items)
+
+    def check() -> None:
+        for where in MIXED_FILTERS:
+            matching = model.matching(where)
+            assert store.count("c", where) == len(matching), where
+            found = [item.id for item in store.list_items("c", where=where, page_size=1000)[0]]
+            assert found == sorted(item.id for item in matching), where
+        query = vector(1, 2)[np.newaxis]
+        for where in MIXED_FILTERS[:10]:
+            check_search(model, store.search("c", query, 9, where=where), query, 9, where)
+
+    check()
+    assert store.alter_collection("c", indexed=["x", "x.deep", "y"]).indexed == ("x", "x.deep", "y")
+    check()
+    changed = [NewItem(item.id, item.vector, item.label, {"x": MIXED[n % 5]}) for n, item in enumerate(items[:20])]
+    assert store.upsert("c", changed, fingerprint="f") == [model.upsert(item) for item in changed]
+    gone = model.matching("x = 1")
+    assert store.delete("c", where="x = 1") == len(gone)
+    for item in gone:
+        del model.items[item.id]
+    check()
+    assert store.fsck().problems == []
+    store.alter_collection("c", indexed=["y"])
+    check()
+
+
 def test_hits_carry_their_items(store: Store) -> None:
     item = NewItem("a", vector(1), "cat", {"n": 1, "deep": {"list": [1, None, "x"]}}, "u", "h")
     filled(store, "cosine", [item])
@@ -251,6 +348,19 @@ def test_outcomes_and_duplicates_in_one_call(store: Store) -> None:
     assert len(store.search("c", vector(1)[np.newaxis], 10).hits[0]) == 1
 
 
+def test_the_last_of_several_with_one_id_is_kept_and_each_has_its_outcome(store: Store) -> None:
+    rng = np.random.default_rng(0)
+    model = filled(store, "dot", [NewItem("a", vector(1), "0"), NewItem("b", vector(1), "0")])
+    for _ in range(40):
+        items = [
+            NewItem(str(rng.choice(list("abc"))), vector(1), str(rng.integers(2))) for _ in range(rng.integers(1, 8))
+        ]
+        assert store.upsert("c", items, fingerprint="f") == [model.upsert(item) for item in items]
+        query = vector(1)[np.newaxis]  # all tie: the order is that of the last changes
+        check_search(model, store.search("c", query, 5), query, 5)
+        assert store.count("c") == len(model.items)
+
+
 @pytest.mark.parametrize("odd", ["it's", 'say "hi"', "back`tick", "猫 🐈", "a\nb", "%", "é" * 512, "[1]", "1", "-- x"])
 def test_odd_ids_are_ids_like_any_other(store: Store, odd: str) -> None:
     filled(store, "cosine", [NewItem(odd, vector(1), odd, {"x": odd}), NewItem("plain", vector(0, 1))])
@@ -346,6 +456,31 @@ def test_collections_are_created_once_per_request(store: Store) -> None:
     for kwargs in ({"request_id": "r", "dim": 5}, {"request_id": "s", "dim": 4}, {"dim": 4}):
         with pytest.raises(AlreadyExists):
             store.create_collection("c", fingerprint="f", backbone="b", **kwargs)
+    for other in ({"index": "exact"}, {"indexed": ["year"]}, {"storage": "fp16"}):
+        with pytest.raises(AlreadyExists, match="other settings"):
+            store.create_collection("c", dim=4, fingerprint="f", backbone="b", request_id="r", **other)
+
+
+def test_how_a_collection_is_searched_is_kept_and_can_be_changed(reopen: Callable[[], Store]) -> None:
+    store = reopen()
+    plain = store.create_collection("plain", dim=DIM, fingerprint="f")
+    assert (plain.index, plain.indexed, plain.storage) == ("auto", (), "fp32")
+    names = ["year", "exif.camera", "a-b_c.0", "year"]
+    store.create_collection("c", dim=DIM, fingerprint="f", index="exact", indexed=names, storage="fp16")
+    store = reopen()
+    made = store.get_collection("c")
+    assert (made.index, made.indexed, made.storage) == ("exact", ("year", "exif.camera", "a-b_c.0"), "fp16")
+    assert store.alter_collection("c") == made
+    assert store.alter_collection("c", index="auto").index == "auto"
+    changed = store.alter_collection("c", indexed=["month"])
+    assert (changed.index, changed.indexed, changed.storage) == ("auto", ("month",), "fp16")
+    assert store.alter_collection("c", indexed=[]).indexed == ()
+    for bad in ({"index": "no such"}, {"indexed": ["label"]}, {"index": "exact", "indexed": ["a b"]}):
+        with pytest.raises(InvalidArgument):
+            store.alter_collection("c", **bad)
+    assert store.get_collection("c").index == "auto"
+    with pytest.raises(NotFound):
+        store.alter_collection("nobody", indexed=["x"])
 
 
 @pytest.mark.parametrize("name", ["", "x" * 129, "a\nb", "a\0", "\x7f", "\ud800"])
@@ -356,10 +491,35 @@ def test_bad_collection_names_are_refused(store: Store, name: str) -> None:
         store.get_collection(name)
 
 
-@pytest.mark.parametrize("kwargs", [{"dim": 0}, {"dim": 100_000}, {"dim": 4, "metric": "hamming"}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"dim": 0},
+        {"dim": 100_000},
+        {"metric": "hamming"},
+        {"storage": "int4"},
+        {"index": ""},
+        {"index": "IVF 4"},
+        {"index": "Flat\n"},
+        {"index": "F" * 65},
+        {"indexed": ["label"]},
+        {"indexed": ["id"]},
+        {"indexed": ["uri"]},
+        {"indexed": [""]},
+        {"indexed": ["a..b"]},
+        {"indexed": ["a."]},
+        {"indexed": ["naïve"]},
+        {"indexed": ["it's"]},
+        {"indexed": ['a"b']},
+        {"indexed": ["a\n"]},
+        {"indexed": ["x" * 129]},
+        {"indexed": [f"a{n}" for n in range(17)]},
+    ],
+)
 def test_bad_specifications_are_refused(store: Store, kwargs: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument):
-        store.create_collection("c", fingerprint="f", **kwargs)  # type: ignore[arg-type]
+        store.create_collection("c", **({"dim": 4, "fingerprint": "f"} | kwargs))  # type: ignore[arg-type]
+    assert store.list_collections(10) == ([], "")
 
 
 def test_collections_are_listed_by_name_and_deleted_with_all_they_hold(reopen: Callable[[], Store]) -> None:

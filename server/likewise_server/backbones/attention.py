@@ -27,7 +27,7 @@ def batch_first() -> Iterator[None]:
             return original(self, query, key, value, **how)
         return _self_attention(self, query), None
 
-    nn.MultiheadAttention.forward = forward  # type: ignore[method-assign]
+    nn.MultiheadAttention.forward = forward  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

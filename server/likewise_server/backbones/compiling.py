@@ -8,10 +8,8 @@ run here and gave the eager vectors is kept.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -28,6 +26,7 @@ from likewise_server.backbones.base import BackboneRef
 from likewise_server.backbones.compiled import CompiledCpu
 from likewise_server.backbones.precision import LEAST_COSINE, least_cosine, probes
 from likewise_server.backbones.replica import Feature, Forward
+from likewise_server.child import end_with_parent
 from likewise_server.images import Decoding
 
 NICENESS = 10
@@ -57,18 +56,12 @@ def main() -> None:
     """Read a task from standard input and keep its code and facts in the artifact folder."""
     os.nice(NICENESS)
     task = Task.model_validate_json(sys.stdin.readline())
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     device = torch.device(task.device)
     backbone = registry.load(
         task.name, weights_dir=task.weights_dir, device=device, precision=task.precision, decoding=task.decoding
     )
     compile_feature(backbone, BackboneRef.parse(task.ref), task.folder, task.max_batch, task.threads)
-
-
-def _die_with_parent() -> None:
-    """End when the pipe on standard input closes, as it does when the server ends, however it ends."""
-    sys.stdin.read()
-    os.killpg(0, signal.SIGKILL)
 
 
 def compile_feature(

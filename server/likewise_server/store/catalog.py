@@ -1,26 +1,35 @@
-"""The rows of `collections`: made, found, listed and deleted."""
+"""The rows of `collections`: made, found, changed, listed and deleted."""
 
 from __future__ import annotations
 
+import json
+import re
 import time
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from likewise_server.errors import AlreadyExists, InvalidArgument, NotFound
-from likewise_server.store.types import Metric
+from likewise_server.store import approximate, attribute_indexes
+from likewise_server.store.types import Metric, Storage
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
 
 MAX_DIM = 65_536
 MAX_NAME = 128
-_COLUMNS = "id, name, dim, metric, fingerprint, backbone, request_id, created_at, seq, item_count"
+MAX_FACTORY = 64
+_FACTORY = re.compile(r"[A-Za-z0-9_,()-]+")
+_COLUMNS = (
+    "id, name, dim, metric, fingerprint, backbone, request_id, created_at, seq, item_count,"
+    " index_spec, storage, indexed"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A row of `collections`. `seq` counts the writes to its items."""
+    """A row of `collections`. `seq` counts the writes to its items; `index`, `indexed`, `storage`: see `Store`."""
 
     id: int
     name: str
@@ -32,6 +41,9 @@ class Collection:
     created_at: float
     seq: int
     item_count: int
+    index: str
+    storage: Storage
+    indexed: tuple[str, ...]
 
 
 def check_name(name: str, what: str) -> None:
@@ -40,6 +52,16 @@ def check_name(name: str, what: str) -> None:
         raise InvalidArgument(f"A {what} name has 1 to {MAX_NAME} characters; this has {len(name)}.")
     if any(unicodedata.category(c) in {"Cc", "Cs"} for c in name):
         raise InvalidArgument(f"The {what} name {name!r} holds a control character; leave it out.")
+
+
+def check_index(index: str, dim: int, metric: Metric) -> None:
+    """Raise InvalidArgument for what is neither "auto" nor "exact" nor a FAISS factory that can be built."""
+    if len(index) > MAX_FACTORY or not _FACTORY.fullmatch(index):
+        raise InvalidArgument(
+            f"There is no index {index[:MAX_FACTORY]!r}; choose 'auto', 'exact' or a FAISS factory like 'IVF256,SQ8'."
+        )
+    if index not in {"auto", "exact"}:
+        approximate.check_factory(index, dim, metric)
 
 
 def create(
@@ -51,6 +73,9 @@ def create(
     fingerprint: str,
     backbone: str,
     request_id: str,
+    index: str,
+    indexed: Sequence[str],
+    storage: Storage,
 ) -> Collection:
     """Insert a collection, or return the one that the same request made before."""
     check_name(name, "collection")
@@ -58,57 +83,75 @@ def create(
         raise InvalidArgument(f"dim is {dim}; it must be 1 to {MAX_DIM}.")
     if metric not in get_args(Metric):
         raise InvalidArgument(f"There is no metric {metric!r}; choose one of {', '.join(get_args(Metric))}.")
-    spec = (dim, metric, fingerprint, backbone)
-    row = db.execute(f"SELECT {_COLUMNS} FROM collections WHERE name = ?", (name,)).fetchone()  # noqa: S608
-    if row is None:
-        db.execute(
-            "INSERT INTO collections (name, dim, metric, fingerprint, backbone, request_id, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (name, *spec, request_id, time.time()),
-        )
-        return find(db, name)
-    old = Collection(*row)
-    if request_id and old.request_id == request_id:
-        if (old.dim, old.metric, old.fingerprint, old.backbone) == spec:
-            return old
-        raise AlreadyExists(f"This request made the collection {name!r} before, with other settings.")
-    raise AlreadyExists(
-        f"There is a collection {name!r} already: dim {old.dim}, {old.metric}, space {old.fingerprint!r}."
-        " Use it, delete it, or choose another name."
+    if storage not in get_args(Storage):
+        raise InvalidArgument(f"There is no storage {storage!r}; choose one of {', '.join(get_args(Storage))}.")
+    check_index(index, dim, metric)
+    if storage == "fp16" and metric != "cosine":
+        raise InvalidArgument("storage fp16 needs metric cosine: other vectors may not fit its range. Choose fp32.")
+    attributes = attribute_indexes.checked(indexed)
+    spec = (dim, metric, fingerprint, backbone, index, storage, attributes)
+    for old in _select(db, "name = ?", name):
+        if not request_id or old.request_id != request_id:
+            raise AlreadyExists(
+                f"There is a collection {name!r} already: dim {old.dim}, {old.metric}, space {old.fingerprint!r}."
+                " Use it, delete it, or choose another name."
+            )
+        if (old.dim, old.metric, old.fingerprint, old.backbone, old.index, old.storage, old.indexed) != spec:
+            raise AlreadyExists(f"This request made the collection {name!r} before, with other settings.")
+        return old
+    db.execute(
+        "INSERT INTO collections (name, request_id, created_at,"
+        " dim, metric, fingerprint, backbone, index_spec, storage, indexed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (name, request_id, time.time(), *spec[:-1], json.dumps(attributes)),
     )
+    attribute_indexes.bring_up_to_date(db)
+    return find(db, name)
+
+
+def alter(db: sqlite3.Connection, name: str, index: str | None, indexed: Sequence[str] | None) -> Collection:
+    """Change what is given; raises NotFound and InvalidArgument."""
+    collection = find(db, name)
+    if index is not None:
+        check_index(index, collection.dim, collection.metric)
+        db.execute("UPDATE collections SET index_spec = ? WHERE id = ?", (index, collection.id))
+    if indexed is not None:
+        attributes = json.dumps(attribute_indexes.checked(indexed))
+        db.execute("UPDATE collections SET indexed = ? WHERE id = ?", (attributes, collection.id))
+        attribute_indexes.bring_up_to_date(db)
+    return find(db, name)
 
 
 def find(db: sqlite3.Connection, name: str) -> Collection:
     """Return the collection of that name; raises NotFound."""
-    row = db.execute(f"SELECT {_COLUMNS} FROM collections WHERE name = ?", (name,)).fetchone()  # noqa: S608
-    if row is None:
-        raise NotFound(f"There is no collection {name!r}. Create it, or list the collections there are.")
-    return Collection(*row)
+    for collection in _select(db, "name = ?", name):
+        return collection
+    raise NotFound(f"There is no collection {name!r}. Create it, or list the collections there are.")
 
 
 def find_id(db: sqlite3.Connection, collection_id: int) -> Collection:
     """Return the collection with that id; raises NotFound, where it was deleted meanwhile."""
-    row = db.execute(f"SELECT {_COLUMNS} FROM collections WHERE id = ?", (collection_id,)).fetchone()  # noqa: S608
-    if row is None:
-        raise NotFound("The collection was deleted meanwhile.")
-    return Collection(*row)
+    for collection in _select(db, "id = ?", collection_id):
+        return collection
+    raise NotFound("The collection was deleted meanwhile.")
 
 
 def page(db: sqlite3.Connection, after: str, limit: int) -> list[Collection]:
     """Return up to `limit` collections whose names come after `after`, by name."""
-    rows = db.execute(
-        f"SELECT {_COLUMNS} FROM collections WHERE name > ? ORDER BY name LIMIT ?",  # noqa: S608
-        (after, limit),
-    )
-    return [Collection(*row) for row in rows]
+    return _select(db, "name > ? ORDER BY name LIMIT ?", after, limit)
 
 
-def delete(db: sqlite3.Connection, name: str) -> tuple[int, str | None]:
-    """Delete a collection and what belongs to it; return its id and its segment's file; raises NotFound."""
+def _select(db: sqlite3.Connection, condition: str, *values: str | int) -> list[Collection]:
+    rows = db.execute(f"SELECT {_COLUMNS} FROM collections WHERE {condition}", values)  # noqa: S608  # ours
+    return [Collection(*(*rest, tuple(json.loads(indexed)))) for *rest, indexed in rows]
+
+
+def delete(db: sqlite3.Connection, name: str) -> tuple[int, list[str]]:
+    """Delete a collection and what belongs to it; return its id and its segments' files; raises NotFound."""
     collection = find(db, name)
-    file = db.execute("SELECT file FROM segments WHERE collection_id = ?", (collection.id,)).fetchone()
+    files = db.execute("SELECT file FROM segments WHERE collection_id = ?", (collection.id,)).fetchall()
     db.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
-    return collection.id, file[0] if file else None
+    attribute_indexes.bring_up_to_date(db)
+    return collection.id, [file for (file,) in files]
 
 
 def touch(db: sqlite3.Connection, collection_id: int, added: int) -> int:

@@ -13,17 +13,21 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from likewise_server.errors import InvalidArgument, LikewiseError, NotFound
-from likewise_server.store import catalog, heads, items, schema, segments
+from likewise_server.errors import InvalidArgument, LikewiseError, NotFound, Unavailable
+from likewise_server.store import catalog, heads, items, reporting, schema, segments
+from likewise_server.store.builder import Builder
 from likewise_server.store.filter_sql import where_clause
+from likewise_server.store.filters import parse
 from likewise_server.store.fsck import Fsck
 from likewise_server.store.index import Indexes
 from likewise_server.store.lock import DirectoryLock
 from likewise_server.store.maintenance import Maintenance
 from likewise_server.store.pages import make_token, page_limit, read_token
+from likewise_server.store.prepared import prepare
 from likewise_server.store.schema import ReadPool
 from likewise_server.store.searching import Searcher, check_fingerprint
 from likewise_server.store.segments import SegmentFiles
+from likewise_server.store.shadow import Shadow
 from likewise_server.store.types import (
     Attributes,
     CollectionInfo,
@@ -36,6 +40,7 @@ from likewise_server.store.types import (
     NewItem,
     Outcome,
     SearchResult,
+    Storage,
 )
 from likewise_server.store.writer import Writer
 
@@ -79,8 +84,10 @@ class EmbeddedStore:
         self._indexes = Indexes()
         self._reads = ReadPool(path)
         self._writer = Writer(connection)
-        self._maintenance = Maintenance(self._reads, self._writer, self._files, self._indexes)
-        self._searcher = Searcher(self._reads, self._maintenance)
+        self._builder = Builder(folder, self._reads)
+        self._maintenance = Maintenance(self._reads, self._writer, self._files, self._indexes, self._builder)
+        self._shadow = Shadow(self._maintenance)
+        self._searcher = Searcher(self._reads, self._maintenance, self._shadow)
         self._fsck = Fsck(self._reads, self._writer, self._files, self._indexes, self._maintenance)
 
     def __enter__(self) -> Self:
@@ -100,6 +107,9 @@ class EmbeddedStore:
         fingerprint: str,
         backbone: str = "",
         request_id: str = "",
+        index: str = "auto",
+        indexed: Sequence[str] = (),
+        storage: Storage = "fp32",
     ) -> CollectionInfo:
         """Make an empty collection, or return the one that this request made before."""
         made = self._writer.call(
@@ -111,15 +121,28 @@ class EmbeddedStore:
                 fingerprint=fingerprint,
                 backbone=backbone,
                 request_id=request_id,
+                index=index,
+                indexed=indexed,
+                storage=storage,
             )
         )
         return self.get_collection(made.name)
+
+    def alter_collection(
+        self, name: str, *, index: str | None = None, indexed: Sequence[str] | None = None
+    ) -> CollectionInfo:
+        """Change how a collection is searched, or which attributes are indexed; None leaves one as it is."""
+        before = self._find(name)
+        changed = self._writer.call(lambda db: catalog.alter(db, name, index, indexed))
+        if changed.index != before.index and changed.item_count:
+            self._maintenance.request_anew(changed.id)
+        return self.get_collection(changed.name)
 
     def get_collection(self, name: str) -> CollectionInfo:
         """Return one collection."""
         with self._reads.transaction() as db:
             collection = catalog.find(db, name)
-            return self._info(collection, segments.current(db, collection.id))
+            return self._info(collection, segments.of_collection(db, collection.id))
 
     def list_collections(self, page_size: int, page_token: str = "") -> tuple[list[CollectionInfo], str]:
         """Return a page of collections, by name."""
@@ -128,12 +151,14 @@ class EmbeddedStore:
         (after,) = read_token(page_token, listing, [""])
         with self._reads.transaction() as db:
             found = catalog.page(db, str(after), limit + 1)
-            infos = [self._info(each, segments.current(db, each.id)) for each in found[:limit]]
+            infos = [self._info(each, segments.of_collection(db, each.id)) for each in found[:limit]]
         return infos, make_token(listing, [infos[-1].name]) if len(found) > limit else ""
 
-    def _info(self, collection: Collection, segment: segments.SegmentRow | None) -> CollectionInfo:
+    def _info(self, collection: Collection, rows: Sequence[segments.SegmentRow]) -> CollectionInfo:
         index = self._indexes.peek(collection.id)
         snapshot = index.snapshot if index is not None else None
+        delta = int(snapshot.delta.rows.nbytes) if snapshot is not None else 0
+        used = [part.segment.row for part in snapshot.segments if part.segment] if snapshot is not None else rows
         return CollectionInfo(
             collection.name,
             collection.dim,
@@ -142,18 +167,18 @@ class EmbeddedStore:
             collection.backbone,
             collection.item_count,
             collection.created_at,
-            {
-                "sqlite": collection.item_count * collection.dim * 4,
-                "segments": segment.bytes if segment is not None else 0,
-                "delta": int(snapshot.delta.rows.nbytes) if snapshot is not None else 0,
-            },
+            reporting.bytes_by_part(collection, rows, delta),
+            collection.index,
+            collection.indexed,
+            collection.storage,
+            reporting.state(collection, used, self._builder.progress(collection.id)),
         )
 
     def delete_collection(self, name: str) -> None:
         """Delete a collection with all that belongs to it."""
-        collection_id, file = self._writer.call(lambda db: catalog.delete(db, name))
+        collection_id, files = self._writer.call(lambda db: catalog.delete(db, name))
         self._indexes.drop(collection_id)
-        if file is not None:
+        for file in files:
             self._files.remove(file)
 
     def _find(self, name: str) -> Collection:
@@ -168,14 +193,13 @@ class EmbeddedStore:
         """Store items; one entry per item, in order."""
         target = self._find(collection)
         check_fingerprint(target, fingerprint, "vectors")
-        good, errors = items.prepare_all(new_items, target)
+        good, errors = prepare(new_items, target)
         outcomes: Iterator[Outcome] = iter(())
-        if good:
-            weight = sum(len(item.data) + len(item.attributes) for item in good)
+        if good.texts:
             done, _ = self._writer.call(
                 lambda db: items.upsert(db, target.id, good),
                 lambda result: self._apply(result[1]),
-                weight=weight,
+                weight=good.bytes,
             )
             outcomes = iter(done)
         return [next(outcomes) if error is None else error for error in errors]
@@ -183,9 +207,7 @@ class EmbeddedStore:
     def _apply(self, change: Change | None) -> None:
         """Bring the index up to date; on the writer's thread, after the commit."""
         if change is not None:
-            index = self._indexes.peek(change.collection_id)
-            if index is not None and index.apply(change):
-                self._maintenance.request(change.collection_id)
+            self._maintenance.follow(change)
 
     def unchanged(self, collection: str, ids_and_hashes: Sequence[tuple[str, str]]) -> list[bool]:
         """Tell for each id whether the stored content hash is that one; never for an empty hash."""
@@ -211,9 +233,10 @@ class EmbeddedStore:
     ) -> tuple[list[Item], str]:
         """Return a page of items, by id."""
         limit = page_limit(page_size)
-        condition = where_clause(where)
+        tree = parse(where)
         with self._reads.transaction() as db:
             target = catalog.find(db, collection)
+            condition = where_clause(tree, target.indexed)
             listing = ("items", str(target.id), where)
             (after,) = read_token(page_token, listing, [""])
             found = items.page(db, target, condition, str(after), limit + 1, with_vectors=vectors)
@@ -221,16 +244,18 @@ class EmbeddedStore:
 
     def count(self, collection: str, where: str = "") -> int:
         """Return the number of items, or of those that match."""
-        condition = where_clause(where)
+        tree = parse(where)
         with self._reads.transaction() as db:
-            return items.count(db, catalog.find(db, collection), condition)
+            target = catalog.find(db, collection)
+            return items.count(db, target, where_clause(tree, target.indexed))
 
     def delete(self, collection: str, ids: Sequence[str] | None = None, *, where: str = "") -> int:
         """Delete the items named, or those that match, or with both those named that match."""
-        condition = where_clause(where)
-        if ids is None and not condition[0]:
+        tree = parse(where)
+        if ids is None and tree is None:
             raise InvalidArgument("Nothing says what to delete: give ids or a filter, or delete the collection.")
         target = self._find(collection)
+        condition = where_clause(tree, target.indexed)
         deleted, _ = self._writer.call(
             lambda db: items.delete(db, target.id, ids, condition), lambda result: self._apply(result[1])
         )
@@ -245,17 +270,27 @@ class EmbeddedStore:
         where: str = "",
         exclude_ids: Sequence[str] = (),
         fingerprint: str = "",
+        min_score: float | None = None,
+        bare: bool = False,
     ) -> SearchResult:
-        """Find the `k` nearest items of each query, exactly."""
+        """Find the `k` nearest items of each query."""
         return self._searcher.search(
-            collection, queries, k, where=where, exclude_ids=exclude_ids, fingerprint=fingerprint
+            collection,
+            queries,
+            k,
+            where=where,
+            exclude_ids=exclude_ids,
+            fingerprint=fingerprint,
+            min_score=min_score,
+            bare=bare,
         )
 
     def labelled(self, collection: str, *, where: str = "") -> Labelled:
         """Return every item that has a label, in order of insertion."""
-        condition = where_clause(where)
+        tree = parse(where)
         with self._reads.transaction() as db:
-            return items.labelled(db, catalog.find(db, collection), condition)
+            target = catalog.find(db, collection)
+            return items.labelled(db, target, where_clause(tree, target.indexed))
 
     def mean_vector(self, collection: str, limit: int = 20_000) -> Float32:
         """Return the mean of the first `limit` L2-normalised vectors, `(dim,)`; zeros if there are none."""
@@ -325,10 +360,13 @@ class EmbeddedStore:
             if self._closed:
                 return
             self._closed = True
+            self._shadow.close()
             self._maintenance.close()
             try:
                 if self._writer.healthy():
                     self.checkpoint()
+            except Unavailable:
+                logger.debug("What needs a long build is left to the next start")
             except LikewiseError:
                 # The rows are in the database; the next start takes a little longer.
                 logger.exception("The last checkpoint failed")

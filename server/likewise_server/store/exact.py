@@ -4,15 +4,16 @@ A matrix product computes one vector's score a little differently in a batch, al
 rows. The best few are therefore scored again in float64, ties going to the older row. Where the last candidate
 was so close that a row left out could belong in the answer (many copies of one image, say), all are scanned.
 
-The product is NumPy's, over the rows of a flat FAISS index: it takes any mask, without a selector.
+The product is NumPy's, in blocks over rows that may be mapped from a file: it takes any mask, without a selector.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from likewise_server.store.parts import BLOCK, Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,31 +24,8 @@ if TYPE_CHECKING:
 
 GATHER_SHARE = 0.25  # below it, the allowed rows are copied out first
 SCORES = 2**24  # float32 scores held at once
-BLOCK = 16_384
 _EPS = float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Rows that never change: `vids` `(n,)` ascending, `rows` `(n, d)` searchable, `alive` `(n,)`.
-
-    `squares` `(n,)` are the squared lengths of the rows. `owner` keeps the memory that `rows` may be a view of.
-    """
-
-    vids: Int64
-    rows: Float32
-    alive: Bool
-    squares: Float32
-    owner: Any = None
-
-    def mask_of(self, vids: Int64) -> Bool:
-        """Return `(n,)`, true at the rows with these vids; vids of other parts are passed over."""
-        mask = np.zeros(len(self.vids), np.bool_)
-        if len(self.vids):
-            at = np.minimum(np.searchsorted(self.vids, vids), len(self.vids) - 1)
-            mask[at[self.vids[at] == vids]] = True
-        return mask
 
 
 def nearest(
@@ -74,25 +52,39 @@ def _propose(
     if count <= want:
         everything = np.broadcast_to(np.flatnonzero(allowed), (len(queries), count))
         return everything, np.full(len(queries), -np.inf)
-    positions = np.flatnonzero(allowed) if count < GATHER_SHARE * len(allowed) else None
-    rows = part.rows if positions is None else part.rows[positions]
-    squares = part.squares if positions is None else part.squares[positions]
-    found = np.empty((len(queries), want), np.int64)
-    last = np.empty(len(queries))
-    step = max(1, SCORES // len(rows))
-    for start in range(0, len(queries), step):
-        scores = queries[start : start + step] @ rows.T
-        if metric == "l2":
-            own = np.einsum("ij,ij->i", queries[start : start + step], queries[start : start + step])
-            scores *= 2
-            scores -= squares
-            scores -= own[:, np.newaxis]
-        if positions is None and count < len(allowed):
-            scores[:, ~allowed] = -np.inf
-        best = np.argpartition(scores, len(rows) - want, axis=1)[:, -want:]
-        last[start : start + step] = np.take_along_axis(scores, best[:, :1], axis=1)[:, 0]
-        found[start : start + step] = best if positions is None else positions[best]
-    return found, last
+    gathered = np.flatnonzero(allowed) if count < GATHER_SHARE * len(allowed) else None
+    step = max(2 * want, min(BLOCK, SCORES // len(queries)))
+    best = np.empty((len(queries), 0), np.float32)
+    found = np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(allowed) if gathered is None else count, step):
+        at = np.arange(start, min(start + step, len(allowed))) if gathered is None else gathered[start : start + step]
+        scores = scores_of(part, slice(start, start + step) if gathered is None else at, queries, metric)
+        if gathered is None and count < len(allowed):
+            scores[:, ~allowed[start : start + step]] = -np.inf
+        best, found = merged(best, found, scores, np.broadcast_to(at, scores.shape), want)
+    return found, best.min(axis=1).astype(np.float64)
+
+
+def scores_of(part: Part, at: slice | Int64, queries: Float32, metric: Metric) -> Float32:
+    """Return float32 scores `(n, rows)`; for l2 minus the squared distance."""
+    scores: Float32 = queries @ part.taken(at).T
+    if metric == "l2":
+        scores *= 2
+        scores -= part.squares[at]
+        scores -= np.einsum("ij,ij->i", queries, queries)[:, np.newaxis]
+    return scores
+
+
+def merged(best: Float32, found: Int64, scores: Float32, at: Int64, want: int) -> tuple[Float32, Int64]:
+    """Return the best `want` scores of each query, and where they are from, in any order."""
+    if scores.shape[1] > want:
+        top = np.argpartition(scores, scores.shape[1] - want, axis=1)[:, -want:]
+        scores, at = np.take_along_axis(scores, top, axis=1), np.take_along_axis(at, top, axis=1)
+    best, found = np.concatenate([best, scores], axis=1), np.concatenate([found, at], axis=1)
+    if best.shape[1] > want:
+        top = np.argpartition(best, best.shape[1] - want, axis=1)[:, -want:]
+        best, found = np.take_along_axis(best, top, axis=1), np.take_along_axis(found, top, axis=1)
+    return best, found
 
 
 def _decide(
@@ -138,7 +130,7 @@ def _score(
     """Return the vids and scores of the best `k` rows among those chosen; l2 as minus the square."""
     vids = np.concatenate([part.vids[at] for (part, _), at in zip(parts, chosen, strict=True)])
     scores = np.concatenate(
-        [exact_scores(part.rows[at], query, metric) for (part, _), at in zip(parts, chosen, strict=True)]
+        [exact_scores(part.taken(at), query, metric) for (part, _), at in zip(parts, chosen, strict=True)]
     )
     order = np.lexsort((vids, -scores))[:k]
     return vids[order], scores[order]
@@ -161,7 +153,7 @@ def _scan(part: Part, allowed: Bool, query: Float32, threshold: float, metric: M
     """Return the positions of all allowed rows whose float32 score reaches the threshold."""
     found = []
     for start in range(0, len(allowed), BLOCK):
-        rows = part.rows[start : start + BLOCK]
+        rows = part.block(start, start + BLOCK)
         if metric == "l2":
             difference = rows - query
             scores = -np.einsum("ij,ij->i", difference, difference)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import zlib
 from collections import Counter
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,17 @@ from likewise_server.store.segments import DamagedSegment, SegmentFiles
 from likewise_server.store.types import Float32, FsckReport, Int64
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from likewise_server.store.catalog import Collection
     from likewise_server.store.index import Indexes, Snapshot
     from likewise_server.store.maintenance import Maintenance
+    from likewise_server.store.parts import Part
     from likewise_server.store.schema import ReadPool
     from likewise_server.store.writer import Writer
+
+
+DRIFTED = "the index in memory differs from the database"
 
 
 @dataclass(slots=True)
@@ -69,58 +76,84 @@ class Fsck:
 
     def _collection(self, target: Collection) -> _Findings:
         found = _Findings(Counter(collections=1, items=0, vectors=0, segments=0, heads=0))
-        index = self._indexes.of(target.id, target.dim, target.metric)
-        with index.building, self._reads.transaction() as db:
+        index = self._indexes.of(target)
+        with index.loading, self._reads.transaction() as db:
             now = catalog.find_id(db, target.id)
             _items(db, now, found)
             _heads(db, now, found)
-            vids, rows = self._vectors(db, now, found)
-            self._segment(db, now, vids, rows, found)
-            snapshot = index.snapshot
-            if snapshot is not None and snapshot.seq == now.seq:
-                _index(snapshot, now, vids, rows, found)
+            kept = self._segments(db, now, found)
+            snapshot = index.snapshot if index.snapshot is not None and index.snapshot.seq == now.seq else None
+            self._vectors(db, now, kept, snapshot, found)
         return found
 
-    def _vectors(self, db: sqlite3.Connection, now: Collection, found: _Findings) -> tuple[Int64, Float32]:
-        """Check every vector; return the vids and searchable rows of the good ones."""
-        all_vids, all_rows = [np.empty(0, np.int64)], [np.empty((0, now.dim), np.float32)]
+    def _segments(self, db: sqlite3.Connection, now: Collection, found: _Findings) -> list[Part]:
+        """Check the files; return what they hold."""
+        kept = []
+        for row in segments.of_collection(db, now.id):
+            found.checked["segments"] += 1
+            try:
+                self._files.verify(row)
+                kept.append(self._files.load(row, now.dim))
+            except DamagedSegment as error:
+                found.problems.append(f"collection {now.name!r}: {error}")
+                found.rebuild = True
+        return kept
+
+    def _vectors(
+        self, db: sqlite3.Connection, now: Collection, kept: Sequence[Part], snapshot: Snapshot | None, found: _Findings
+    ) -> None:
+        """Check every vector, and that segments and the index in memory have the same, piece by piece."""
+        different: set[str] = set()
+        alive = 0
+        last = max((part.segment.row.meta.last_vid for part in kept if part.segment), default=0)
         for vids, rows, damaged in vectors.stored_rows(db, vectors.stored_vids(db, now.id), now.dim):
             found.checked["vectors"] += len(vids) + len(damaged)
-            all_vids.append(vids)
-            all_rows.append(vectors.searchable(rows, now.metric))
+            alive += len(vids)
+            ready = vectors.searchable(rows, now.metric)
+            if now.storage == "fp16":
+                ready = ready.astype(np.float16).astype(np.float32)
+            inside = _same(kept, vids, ready, different)
+            if not found.rebuild and inside < np.count_nonzero(vids <= last):
+                different.add("the segments lack rows of the database")
+            if snapshot is not None and _same(_living(snapshot), vids, ready, different) < len(vids):
+                different.add(DRIFTED)
             for vid in damaged:
                 (ext_id,) = db.execute("SELECT ext_id FROM items WHERE vid = ?", (vid,)).fetchone()
                 found.problems.append(
                     f"collection {now.name!r}: the vector of item {ext_id!r} is damaged; add the item again"
                 )
-        return np.concatenate(all_vids), np.concatenate(all_rows)
-
-    def _segment(self, db: sqlite3.Connection, now: Collection, vids: Int64, rows: Float32, found: _Findings) -> None:
-        row = segments.current(db, now.id)
-        if row is None:
-            return
-        found.checked["segments"] += 1
-        try:
-            segment = self._files.load(row, now.dim, now.metric)
-        except DamagedSegment as error:
-            found.problems.append(f"collection {now.name!r}: {error}")
-            found.rebuild = True
-            return
-        both, here, there = np.intersect1d(vids, segment.vids, assume_unique=True, return_indices=True)
-        last = segment.vids[-1] if len(segment.vids) else 0
-        if len(both) != np.count_nonzero(vids <= last) or not np.array_equal(rows[here], segment.rows[there]):
-            found.problems.append(f"collection {now.name!r}: segment {row.file} differs from the database")
-            found.rebuild = True
+        if snapshot is not None and snapshot.alive != alive:
+            different.add(DRIFTED)
+        found.problems += [f"collection {now.name!r}: {what}" for what in sorted(different)]
+        found.rebuild |= bool(different)
 
     def _leftovers(self, problems: list[str], repaired: list[str], *, repair: bool) -> None:
-        # Only what was there before: a checkpoint may be writing a file just now.
         with self._reads.transaction() as db:
             files = [name for name in self._files.unreferenced(db) if not name.endswith(".tmp")]
         for name in files:
-            problems.append(f"segments/{name}: no collection uses this file")
-            if repair:
-                self._files.remove(name)
-                repaired.append(f"segments/{name}: removed")
+            with self._unless_building(name) as nobody_builds:
+                with self._reads.transaction() as db:
+                    left = nobody_builds and name in self._files.unreferenced(db)
+                if not left:
+                    continue
+                problems.append(f"segments/{name}: no collection uses this file")
+                if repair:
+                    self._files.remove(name)
+                    repaired.append(f"segments/{name}: removed")
+
+    @contextmanager
+    def _unless_building(self, name: str) -> Iterator[bool]:
+        """Keep the collection that a file's name begins with from building; yield False if it just does."""
+        number = name.partition("-")[0]
+        index = self._indexes.peek(int(number)) if number.isdecimal() else None
+        locks = [index.building, index.loading] if index is not None else []
+        with ExitStack() as held:
+            for lock in locks:
+                if not lock.acquire(blocking=False):
+                    yield False
+                    return
+                held.callback(lock.release)
+            yield True
 
 
 def _database(db: sqlite3.Connection) -> list[str]:
@@ -160,15 +193,22 @@ def _heads(db: sqlite3.Connection, now: Collection, found: _Findings) -> None:
             )
 
 
-def _index(snapshot: Snapshot, now: Collection, vids: Int64, rows: Float32, found: _Findings) -> None:
-    alive = np.concatenate([part.vids[part.alive] for part in snapshot.parts])
-    same = np.array_equal(alive, vids) and all(
-        np.array_equal(rows[np.searchsorted(vids, part.vids[part.alive])], part.rows[part.alive])
-        for part in snapshot.parts
-    )
-    if not same:
-        found.problems.append(f"collection {now.name!r}: the index in memory differs from the database")
-        found.rebuild = True
+def _living(snapshot: Snapshot) -> list[Part]:
+    """Return the parts of a snapshot that have any row alive."""
+    return [part for part in snapshot.parts if len(part) > part.dead]
+
+
+def _same(parts: Sequence[Part], vids: Int64, ready: Float32, different: set[str]) -> int:
+    """Count the rows that parts have alive; note where they are not the ones given."""
+    there = 0
+    for part in parts:
+        at = part.positions_of(vids)
+        at = at[part.alive[at]]
+        there += len(at)
+        if not np.array_equal(part.taken(at), ready[np.isin(vids, part.vids[at])]):
+            file = part.segment.row.file if part.segment else ""
+            different.add(f"segment {file} differs from the database" if file else DRIFTED)
+    return there
 
 
 def _recount(db: sqlite3.Connection, collection_id: int) -> None:

@@ -1,4 +1,4 @@
-"""The rows of one collection in memory: a segment, a growing delta, and which of them are alive.
+"""The rows of one collection in memory: segments, a growing delta, and which of them are alive.
 
 Readers take the snapshot of the moment, which never changes, and need no lock. Writes make the next snapshot
 and swap it in by one assignment. A collection is cold until its first search.
@@ -8,48 +8,42 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from likewise_server.store.exact import Part
+from likewise_server.store import policy
+from likewise_server.store.parts import Part, squares_of
 from likewise_server.store.vectors import searchable
 
 if TYPE_CHECKING:
-    from likewise_server.store.items import Change
-    from likewise_server.store.segments import Segment
-    from likewise_server.store.types import Bool, Float32, Int64, Metric
+    from collections.abc import Sequence
 
-MIN_DELTA = 10_000
-DELTA_SHARE = 0.25
-MIN_DEAD = 1_000
-DEAD_SHARE = 0.15
+    from likewise_server.store.catalog import Collection
+    from likewise_server.store.items import Change
+    from likewise_server.store.types import Float32, Int64, Metric, Storage
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All rows after write `seq`; the delta's vids are all larger than the segment's."""
+    """All rows after write `seq`: those of segments, oldest first, and those that are in none yet."""
 
     seq: int
-    segment: Part
+    segments: tuple[Part, ...]
     delta: Part
 
     @property
-    def parts(self) -> tuple[Part, Part]:
-        """Both parts, in order of vid."""
-        return self.segment, self.delta
+    def parts(self) -> tuple[Part, ...]:
+        """All parts."""
+        return *self.segments, self.delta
 
     @property
-    def wants_checkpoint(self) -> bool:
-        """Whether the delta or the dead rows have grown large enough to be written off."""
-        rows = len(self.segment.vids)
-        dead = sum(int(np.count_nonzero(~part.alive)) for part in self.parts)
-        return len(self.delta.vids) > max(MIN_DELTA, DELTA_SHARE * rows) or dead > max(
-            MIN_DEAD, DEAD_SHARE * (rows + len(self.delta.vids))
-        )
+    def alive(self) -> int:
+        """How many rows are alive."""
+        return sum(len(part) - part.dead for part in self.parts)
 
 
 class _Buffer:
@@ -76,11 +70,14 @@ class _Buffer:
 class CollectionIndex:
     """Holds the snapshot of one collection and brings it up to date."""
 
-    def __init__(self, dim: int, metric: Metric) -> None:
+    def __init__(self, dim: int, metric: Metric, storage: Storage) -> None:
         self.dim = dim
         self.metric = metric
+        self._storage = storage
         self.building = threading.Lock()
-        """Held while rows are loaded or a segment is written: one of these at a time."""
+        """Held while a segment is built: one at a time."""
+        self.loading = threading.Lock()
+        """Held while rows are loaded, or what was built is put in their place."""
         self._lock = threading.Lock()  # held for moments; never while anything is read or written
         self._snapshot: Snapshot | None = None
         self._buffer: _Buffer | None = None
@@ -96,19 +93,18 @@ class CollectionIndex:
         with self._lock:
             self._loading = []
 
-    def finish_load(self, seq: int, segment: Segment | None, alive: Int64, vids: Int64, rows: Float32) -> None:
+    def finish_load(self, seq: int, segments: Sequence[Part], alive: Int64, vids: Int64, rows: Float32) -> None:
         """Publish what was read in one transaction at `seq`, and the changes since.
 
         `alive` are all vids of the collection; `vids` `(n,)` and `rows` `(n, dim)`, as stored, those that
-        are not in the segment.
+        are in no segment.
         """
-        part = self._part_of(segment)
-        part = replace(part, alive=part.mask_of(alive))
-        ready = searchable(rows, self.metric)
-        delta = Part(vids, ready, np.ones(len(vids), np.bool_), _squares(ready))
+        known = tuple(part.only(part.mask_of(alive)) for part in segments)
+        ready = self._ready(rows)
+        delta = Part.of(vids, ready, squares_of(ready))
         with self._lock:
             self._buffer = _Buffer(vids, ready)
-            self._snapshot = Snapshot(seq, part, delta)
+            self._snapshot = Snapshot(seq, known, delta)
             pending, self._loading = self._loading or [], None
             for change in pending:
                 self._advance(change)
@@ -126,7 +122,7 @@ class CollectionIndex:
                     self._loading.append(change)
                 elif self._snapshot is not None:
                     self._advance(change)
-                    return self._snapshot.wants_checkpoint
+                    return policy.due(self._snapshot)
             except Exception:
                 # The write is on disk and the index is derived: drop it rather than serve it stale.
                 logger.exception("The index of a collection could not follow a write; it will be loaded anew")
@@ -137,36 +133,36 @@ class CollectionIndex:
         old, buffer = self._snapshot, self._buffer
         if old is None or buffer is None or change.seq <= old.seq:
             return
-        segment, delta = old.segment, old.delta
+        delta = old.delta
         if len(change.vids):
-            ready = searchable(change.rows, self.metric)
+            ready = self._ready(change.rows)
             vids, rows = buffer.append(change.vids, ready)
             alive = np.concatenate([delta.alive, np.ones(len(ready), np.bool_)])
-            delta = Part(vids, rows, alive, np.concatenate([delta.squares, _squares(ready)]))
-        self._snapshot = Snapshot(change.seq, _without(segment, change.removed), _without(delta, change.removed))
+            delta = Part(vids, rows, alive, np.concatenate([delta.squares, squares_of(ready)]), delta.dead)
+        self._snapshot = Snapshot(
+            change.seq,
+            tuple(part.without(change.removed) for part in old.segments),
+            delta.without(change.removed),
+        )
 
-    def swap(self, segment: Segment) -> None:
-        """Put a newer segment in the place of the old one and of the delta's rows that it took in."""
-        part = self._part_of(segment)
+    def _ready(self, rows: Float32) -> Float32:
+        """Return rows as they are searched; rounded here already where segments will round them."""
+        ready = searchable(rows, self.metric)
+        return ready.astype(np.float16).astype(np.float32) if self._storage == "fp16" else ready
+
+    def swap(self, segment: Part, replaced: Sequence[str]) -> None:
+        """Put a new segment in the place of those in the files `replaced` and of the delta's rows that it took in."""
         with self._lock:
             old = self._snapshot
             if old is None:
                 return
-            alive = np.concatenate([p.vids[p.alive] for p in old.parts])
-            last = part.vids[-1] if len(part.vids) else 0
-            # Rows past the segment's last were written after its build began; older ones are in it or dead.
-            newer = (old.delta.vids > last) & old.delta.alive
-            vids, rows = old.delta.vids[newer], old.delta.rows[newer]
+            alive = np.concatenate([part.vids[part.alive] for part in old.parts])
+            kept = [part for part in old.segments if part.segment and part.segment.row.file not in replaced]
+            left = old.delta.alive & ~old.delta.mask_of(segment.vids)
+            vids, rows, squares = old.delta.vids[left], old.delta.block(0, len(left))[left], old.delta.squares[left]
             self._buffer = _Buffer(vids, rows)
-            delta = Part(vids, rows, np.ones(len(vids), np.bool_), _squares(rows))
-            self._snapshot = Snapshot(old.seq, replace(part, alive=part.mask_of(alive)), delta)
-
-    def _part_of(self, segment: Segment | None) -> Part:
-        if segment is None:
-            empty = np.empty((0, self.dim), np.float32)
-            return Part(np.empty(0, np.int64), empty, np.empty(0, np.bool_), np.empty(0, np.float32))
-        alive = np.ones(len(segment.vids), np.bool_)
-        return Part(segment.vids, segment.rows, alive, _squares(segment.rows), segment.flat)
+            delta = Part.of(vids, rows, squares)
+            self._snapshot = Snapshot(old.seq, (*kept, segment.only(segment.mask_of(alive))), delta)
 
 
 class Indexes:
@@ -176,10 +172,11 @@ class Indexes:
         self._lock = threading.Lock()
         self._indexes: dict[int, CollectionIndex] = {}
 
-    def of(self, collection_id: int, dim: int, metric: Metric) -> CollectionIndex:
+    def of(self, collection: Collection) -> CollectionIndex:
         """Return the index of a collection, a cold one at first."""
         with self._lock:
-            return self._indexes.setdefault(collection_id, CollectionIndex(dim, metric))
+            made = CollectionIndex(collection.dim, collection.metric, collection.storage)
+            return self._indexes.setdefault(collection.id, made)
 
     def peek(self, collection_id: int) -> CollectionIndex | None:
         """Return the index of a collection if there was a search in it."""
@@ -189,12 +186,3 @@ class Indexes:
         """Forget a deleted collection."""
         with self._lock:
             self._indexes.pop(collection_id, None)
-
-
-def _without(part: Part, removed: Int64) -> Part:
-    gone: Bool = part.mask_of(removed)
-    return replace(part, alive=part.alive & ~gone) if gone.any() else part
-
-
-def _squares(rows: Float32) -> Float32:
-    return np.asarray(np.einsum("ij,ij->i", rows, rows), np.float32)

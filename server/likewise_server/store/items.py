@@ -1,18 +1,16 @@
-"""Items: checked and encoded in the caller's thread, written in the writer's, read from any."""
+"""Items: written in the writer's thread, read from any."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from likewise_server.errors import InvalidArgument, LikewiseError, OutOfRange
 from likewise_server.store import catalog, vectors
-from likewise_server.store.types import Float32, Int64, Item, Labelled, NewItem, Outcome
+from likewise_server.store.types import Float32, Int64, Item, Labelled, Outcome
 
 if TYPE_CHECKING:
     import sqlite3
@@ -20,24 +18,13 @@ if TYPE_CHECKING:
 
     from likewise_server.store.catalog import Collection
     from likewise_server.store.filter_sql import Condition
+    from likewise_server.store.prepared import Prepared, Texts
 
-MAX_ID_BYTES = 1024
-MAX_TEXT_BYTES = 64 * 1024
-MAX_ATTRIBUTES_DEPTH = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """An item that passed its checks, in the form in which it is written."""
-
-    ext_id: str
-    label: str | None
-    attributes: str
-    uri: str
-    content_hash: str
-    vector: Float32
-    data: bytes
-    crc: int
+MAX_ROWS = 1024
+"""Items to an INSERT: SQLite takes 32766 parameters, and copies the pages that each statement touches."""
+MAX_BLOB = 32 * 2**20
+"""Bytes of vectors to an INSERT."""
+_COLUMNS = "items.vid, ext_id, label, attributes, uri, content_hash, updated_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,96 +42,95 @@ class Change:
     removed: Int64
 
 
-def prepare(item: NewItem, collection: Collection) -> Prepared:
-    """Check and encode an item; raises InvalidArgument, OutOfRange or FailedPrecondition."""
-    _check_text(item.id, "id", MAX_ID_BYTES)
-    if not item.id:
-        raise InvalidArgument("The id is empty; give every item one of its own.")
-    for value, what in ((item.label or "", "label"), (item.uri, "uri"), (item.content_hash, "content hash")):
-        _check_text(value, what, MAX_TEXT_BYTES)
-    attributes = encode_attributes(item.attributes)
-    vector = vectors.checked(item.vector, collection.dim, collection.metric)
-    data, crc = vectors.encode(vector)
-    return Prepared(item.id, item.label, attributes, item.uri, item.content_hash, vector, data, crc)
+def upsert(db: sqlite3.Connection, collection_id: int, new: Prepared) -> tuple[list[Outcome], Change | None]:
+    """Write items, each as a new version unless nothing about it changed; None where nothing was written.
 
-
-def _check_text(value: str, what: str, limit: int) -> None:
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"The {what} holds half a surrogate pair, which is not a character.") from None
-    if "\0" in value:
-        raise InvalidArgument(f"The {what} holds a NUL character; leave it out.")
-    if size > limit:
-        raise InvalidArgument(f"The {what} has {size} bytes in UTF-8; the limit is {limit}.")
-
-
-def encode_attributes(attributes: dict[str, Any]) -> str:
-    """Return attributes as canonical JSON; raises InvalidArgument or, for their size, OutOfRange."""
-    _check_json(attributes, 0)
-    text = json.dumps(attributes, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgument("The attributes hold half a surrogate pair, which is not a character.") from None
-    if size > MAX_TEXT_BYTES:
-        raise OutOfRange(f"The attributes have {size} bytes as JSON; the limit is {MAX_TEXT_BYTES}.")
-    return text
-
-
-def _check_json(value: object, depth: int) -> None:
-    if depth > MAX_ATTRIBUTES_DEPTH:
-        raise InvalidArgument(f"The attributes are nested more than {MAX_ATTRIBUTES_DEPTH} deep.")
-    if isinstance(value, dict):
-        for key, each in value.items():
-            if not isinstance(key, str):
-                raise InvalidArgument(f"The attribute name {key!r} is not a string.")
-            _check_json(each, depth + 1)
-    elif isinstance(value, list):
-        for each in value:
-            _check_json(each, depth + 1)
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise InvalidArgument(f"The attributes hold {value}, which JSON cannot; leave it out.")
-    elif value is not None and not isinstance(value, str | int):
-        raise InvalidArgument(f"The attributes hold a {type(value).__name__}, which is no JSON value.")
-
-
-def upsert(
-    db: sqlite3.Connection, collection_id: int, prepared: Sequence[Prepared]
-) -> tuple[list[Outcome], Change | None]:
-    """Write items, each as a new version unless nothing about it changed; None where nothing was written."""
-    now = time.time()
+    Of several items with one id the last is written, and every one has its outcome.
+    """
     catalog.find_id(db, collection_id)
+    stored = _stored(db, collection_id, [texts[0] for texts in new.texts])
     outcomes: list[Outcome] = []
-    vids: list[int] = []
-    rows: list[Float32] = []
-    removed: list[int] = []
-    for item in prepared:
-        old = db.execute(
-            "SELECT items.vid, label, attributes, uri, content_hash, data"
-            " FROM items LEFT JOIN vectors USING (vid) WHERE collection_id = ? AND ext_id = ?",
-            (collection_id, item.ext_id),
-        ).fetchone()
-        if old is not None:
-            if old[1:] == (item.label, item.attributes, item.uri, item.content_hash, item.data):
-                outcomes.append(Outcome.UNCHANGED)
-                continue
-            db.execute("DELETE FROM items WHERE vid = ?", (old[0],))
-            removed.append(old[0])
-        outcomes.append(Outcome.CREATED if old is None else Outcome.UPDATED)
-        vid = db.execute(
-            "INSERT INTO items (collection_id, ext_id, label, attributes, uri, content_hash, updated_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (collection_id, item.ext_id, item.label, item.attributes, item.uri, item.content_hash, now),
-        ).lastrowid
-        db.execute("INSERT INTO vectors (vid, data, crc) VALUES (?, ?, ?)", (vid, item.data, item.crc))
-        vids.append(int(vid or 0))
-        rows.append(item.vector)
-    if not vids:
+    written: dict[str, int] = {}  # by id, where in `new` its last change stands; in order of that
+    for at, texts in enumerate(new.texts):
+        ext_id = texts[0]
+        if ext_id in written:
+            before = written[ext_id]
+            same = texts == new.texts[before] and vectors.as_stored(new.rows[at]) == vectors.as_stored(new.rows[before])
+        elif ext_id in stored:
+            same = stored[ext_id][1:] == (*texts[1:], vectors.as_stored(new.rows[at]))
+        else:
+            outcomes.append(Outcome.CREATED)
+            written[ext_id] = at
+            continue
+        outcomes.append(Outcome.UNCHANGED if same else Outcome.UPDATED)
+        if not same:
+            written.pop(ext_id, None)
+            written[ext_id] = at
+    if not written:
         return outcomes, None
-    seq = catalog.touch(db, collection_id, len(vids) - len(removed))
-    return outcomes, Change(collection_id, seq, np.array(vids, np.int64), np.stack(rows), np.array(removed, np.int64))
+    removed = sorted(stored[ext_id][0] for ext_id in written if ext_id in stored)
+    _delete(db, removed)
+    chosen = list(written.values())
+    rows = new.rows if len(chosen) == len(new.rows) else new.rows[chosen]
+    first = _insert(db, collection_id, [new.texts[at] for at in chosen], rows, [new.crcs[at] for at in chosen])
+    seq = catalog.touch(db, collection_id, len(chosen) - len(removed))
+    vids = np.arange(first, first + len(chosen), dtype=np.int64)
+    return outcomes, Change(collection_id, seq, vids, rows, np.array(removed, np.int64))
+
+
+def _stored(db: sqlite3.Connection, collection_id: int, ids: list[str]) -> dict[str, tuple[Any, ...]]:
+    """Return by id the vid, label, attributes, URI, content hash and vector of what is there."""
+    rows = db.execute(
+        "SELECT ext_id, items.vid, label, attributes, uri, content_hash, data FROM items LEFT JOIN vectors USING (vid)"
+        " WHERE collection_id = ? AND ext_id IN (SELECT value FROM json_each(?))",
+        (collection_id, _json_list(ids)),
+    )
+    return {row[0]: row[1:] for row in rows}
+
+
+def _insert(
+    db: sqlite3.Connection, collection_id: int, texts: Sequence[Texts], rows: Float32, crcs: Sequence[int]
+) -> int:
+    """Write items under new vids, one after the other; return the first.
+
+    Few statements for many rows: another thread may take the interpreter whenever one is run.
+    """
+    # AUTOINCREMENT keeps the largest vid that there ever was here, and follows what is inserted below.
+    last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+    first = last[0] + 1 if last else 1
+    now = time.time()
+    start = 0
+    while start < len(texts):
+        # A power of two: few different statements, which stay prepared.
+        many = min(MAX_ROWS, 1 << ((len(texts) - start).bit_length() - 1))
+        values: list[object] = []
+        for at in range(start, start + many):
+            values += (first + at, collection_id, *texts[at], now)
+        db.execute(
+            "INSERT INTO items (vid, collection_id, ext_id, label, attributes, uri, content_hash, updated_at) VALUES "  # noqa: S608
+            + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?)"] * many),
+            values,
+        )
+        start += many
+    size = 4 * rows.shape[1]
+    step = max(1, MAX_BLOB // size)
+    for start in range(0, len(rows), step):
+        db.execute(
+            "INSERT INTO vectors (vid, data, crc) SELECT ? + key, substr(?, 1 + key * ?, ?), value FROM json_each(?)",
+            (
+                first + start,
+                vectors.as_stored(rows[start : start + step]),
+                size,
+                size,
+                _json_list(crcs[start : start + step]),
+            ),
+        )
+    return first
+
+
+def _delete(db: sqlite3.Connection, vids: Sequence[int]) -> None:
+    if vids:
+        db.execute("DELETE FROM items WHERE vid IN (SELECT value FROM json_each(?))", (_json_list(vids),))
 
 
 def delete(
@@ -155,7 +141,7 @@ def delete(
     removed = np.sort(matching(db, collection_id, condition, ids))
     if not len(removed):
         return 0, None
-    db.execute("DELETE FROM items WHERE vid IN (SELECT value FROM json_each(?))", (_json_list(removed.tolist()),))
+    _delete(db, removed.tolist())
     seq = catalog.touch(db, collection_id, -len(removed))
     empty = np.empty((0, collection.dim), np.float32)
     return len(removed), Change(collection_id, seq, np.empty(0, np.int64), empty, removed)
@@ -173,6 +159,20 @@ def matching(
     return np.fromiter((row[0] for row in cursor), dtype=np.int64)
 
 
+def matching_among(db: sqlite3.Connection, collection_id: int, condition: Condition, vids: Int64) -> Int64:
+    """Return those of the vids `(n,)` whose items meet the condition, ascending.
+
+    Each of them is looked up: for a few thousand, that is quicker than an index on all items.
+    """
+    sql, values = condition
+    # The + keeps SQLite from an index, all of which begin with the collection.
+    cursor = db.execute(
+        f"SELECT vid FROM items WHERE vid IN (SELECT value FROM json_each(?)) AND +collection_id = ?{sql}",  # noqa: S608
+        (_json_list(vids.tolist()), collection_id, *values),
+    )
+    return np.fromiter((row[0] for row in cursor.fetchall()), dtype=np.int64)
+
+
 def count(db: sqlite3.Connection, collection: Collection, condition: Condition) -> int:
     """Return the number of items that meet the condition."""
     sql, values = condition
@@ -186,13 +186,24 @@ def by_id(db: sqlite3.Connection, collection: Collection, ids: Sequence[str], *,
     """Return the items there are among those named."""
     where = "collection_id = ? AND ext_id IN (SELECT value FROM json_each(?))"
     found = _select(db, collection, where, [collection.id, _json_list(ids)], with_vectors=with_vectors)
-    return {item.id: item for _, item in found}
+    return {item.id: item for item in found}
 
 
-def by_vid(db: sqlite3.Connection, collection: Collection, vids: Iterable[int]) -> dict[int, Item]:
+def by_vid(db: sqlite3.Connection, vids: Iterable[int]) -> dict[int, Item]:
     """Return the items of these versions, without vectors."""
-    where = "items.vid IN (SELECT value FROM json_each(?))"
-    return dict(_select(db, collection, where, [_json_list(list(vids))], with_vectors=False))
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM items WHERE vid IN (SELECT value FROM json_each(?))",  # noqa: S608
+        (_json_list(list(vids)),),
+    )
+    return {row[0]: _item(row) for row in rows.fetchall()}
+
+
+def ids_by_vid(db: sqlite3.Connection, vids: Iterable[int]) -> dict[int, str]:
+    """Return the ids of these versions."""
+    found = db.execute(
+        "SELECT vid, ext_id FROM items WHERE vid IN (SELECT value FROM json_each(?))", (_json_list(list(vids)),)
+    )
+    return dict(found.fetchall())
 
 
 def page(
@@ -206,16 +217,13 @@ def page(
 ) -> list[Item]:
     """Return up to `limit` items that meet the condition and whose ids come after `after`, by id."""
     sql, values = condition
-    return [
-        item
-        for _, item in _select(
-            db,
-            collection,
-            f"collection_id = ? AND ext_id > ?{sql} ORDER BY ext_id LIMIT ?",
-            [collection.id, after, *values, limit],
-            with_vectors=with_vectors,
-        )
-    ]
+    return _select(
+        db,
+        collection,
+        f"collection_id = ? AND ext_id > ?{sql} ORDER BY ext_id LIMIT ?",
+        [collection.id, after, *values, limit],
+        with_vectors=with_vectors,
+    )
 
 
 def _select(
@@ -225,20 +233,23 @@ def _select(
     values: Sequence[object],
     *,
     with_vectors: bool,
-) -> list[tuple[int, Item]]:
-    columns = "items.vid, ext_id, label, attributes, uri, content_hash, updated_at"
+) -> list[Item]:
     join = " LEFT JOIN vectors USING (vid)" if with_vectors else ""
     extra = ", data, crc" if with_vectors else ""
     rows = db.execute(
-        f"SELECT {columns}{extra} FROM items{join} WHERE {where}",  # noqa: S608
+        f"SELECT {_COLUMNS}{extra} FROM items{join} WHERE {where}",  # noqa: S608
         values,
     )
-    found = []
-    for vid, ext_id, label, attributes, uri, content_hash, updated_at, *stored in rows:
-        vector = vectors.decode(stored[0] or b"", stored[1] or 0, collection.dim, ext_id) if stored else None
-        item = Item(ext_id, label, json.loads(attributes), uri, content_hash, updated_at, vector)
-        found.append((int(vid), item))
-    return found
+    return [
+        _item(row, vectors.decode(row[7] or b"", row[8] or 0, collection.dim, row[1]) if with_vectors else None)
+        for row in rows
+    ]
+
+
+def _item(row: Sequence[Any], vector: Float32 | None = None) -> Item:
+    """Return the item of a row of `_COLUMNS`."""
+    attributes = {} if row[3] == "{}" else json.loads(row[3])
+    return Item(row[1], row[2], attributes, row[4], row[5], row[6], vector)
 
 
 def content_hashes(db: sqlite3.Connection, collection_id: int, ids: Sequence[str]) -> dict[str, str]:
@@ -257,7 +268,7 @@ def labelled(db: sqlite3.Connection, collection: Collection, condition: Conditio
     sql, values = condition
     rows = db.execute(
         "SELECT vid, ext_id, label, content_hash FROM items"  # noqa: S608
-        f" WHERE collection_id = ? AND label IS NOT NULL{sql} ORDER BY vid",
+        f" WHERE collection_id = ? AND label IS NOT NULL{sql} ORDER BY +vid",  # + or all collections are scanned
         (collection.id, *values),
     ).fetchall()
     return Labelled(
@@ -281,16 +292,3 @@ def _json_list(values: Sequence[object]) -> str:
     No id that is stored holds NUL, and SQLite ends a JSON string there: it would stand for another id.
     """
     return json.dumps([value for value in values if not (isinstance(value, str) and "\0" in value)])
-
-
-def prepare_all(items: Sequence[NewItem], collection: Collection) -> tuple[list[Prepared], list[LikewiseError | None]]:
-    """Return the items that passed their checks, and one entry per item: None or what is wrong with it."""
-    good: list[Prepared] = []
-    errors: list[LikewiseError | None] = []
-    for item in items:
-        try:
-            good.append(prepare(item, collection))
-            errors.append(None)
-        except LikewiseError as error:
-            errors.append(error)
-    return good, errors

@@ -1,7 +1,7 @@
-"""Derived things are loaded, written and replaced here; each can be lost at any moment and made again.
+"""Derived things are loaded, built and replaced here; each can be lost at any moment and made again.
 
-A checkpoint is: read the rows in one transaction → write a file aside → name it in `segments` (this commit is
-the moment it counts) → use it in memory → remove the file before it.
+A build is: read the rows in one transaction → write a file aside → name it in `segments` (this commit is the
+moment it counts) → use it in memory → remove the files before it.
 """
 
 from __future__ import annotations
@@ -9,49 +9,86 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from likewise_server.errors import Internal, LikewiseError
-from likewise_server.store import catalog, failpoints, segments, vectors
-from likewise_server.store.schema import ReadPool, translated
-from likewise_server.store.segments import DamagedSegment, Segment, SegmentFiles, SegmentRow
+from likewise_server.errors import Internal, LikewiseError, NotFound, Unavailable
+from likewise_server.store import catalog, failpoints, policy, segments, vectors
+from likewise_server.store.schema import translated
+from likewise_server.store.segments import FLAT, DamagedSegment, SegmentFiles, SegmentRow
 
 if TYPE_CHECKING:
     import sqlite3
 
+    from likewise_server.store.builder import Builder
     from likewise_server.store.catalog import Collection
     from likewise_server.store.index import CollectionIndex, Indexes
+    from likewise_server.store.items import Change
+    from likewise_server.store.parts import Part
+    from likewise_server.store.schema import ReadPool
     from likewise_server.store.types import Float32, Int64
     from likewise_server.store.writer import Writer
 
 logger = logging.getLogger(__name__)
 
+LOAD_MOST = 65_536  # rows that are read into memory; more go into a segment first
+
 
 class Maintenance:
-    """Loads indexes, and writes segments in a thread of its own when they are due."""
+    """Loads indexes, and builds segments in a thread of its own when they are due."""
 
-    def __init__(self, reads: ReadPool, writer: Writer, files: SegmentFiles, indexes: Indexes) -> None:
+    def __init__(
+        self, reads: ReadPool, writer: Writer, files: SegmentFiles, indexes: Indexes, builder: Builder
+    ) -> None:
         self._reads = reads
         self._writer = writer
         self._files = files
         self._indexes = indexes
+        self._builder = builder
         self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._waiting: set[int] = set()
+        self._unseen: Counter[int] = Counter()  # rows written to cold collections
+        self._anew: set[int] = set()  # collections of which all is to be built anew
+        self._questions: dict[int, Float32] = {}
         self._closing = False
-        self._thread = threading.Thread(target=self._main, name="likewise-checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._main, name="likewise-segments", daemon=True)
         self._thread.start()
 
+    def follow(self, change: Change) -> None:
+        """Bring the index up to date with a committed write, and have a segment built if one is due."""
+        index = self._indexes.peek(change.collection_id)
+        if index is not None and index.snapshot is not None:
+            wanted = index.apply(change)
+        else:
+            if index is not None:
+                index.apply(change)
+            self._unseen[change.collection_id] += len(change.vids)
+            wanted = self._unseen[change.collection_id] > LOAD_MOST
+        if wanted:
+            self.request(change.collection_id)
+
     def request(self, collection_id: int) -> None:
-        """Have a checkpoint written soon, in the background."""
+        """Have a segment built soon, in the background."""
         if collection_id not in self._waiting:
             self._waiting.add(collection_id)
             self._due.put(collection_id)
 
+    def retune(self, collection_id: int, queries: Float32) -> None:
+        """Build the approximate segments anew, so that they reach the target on these queries, searchable."""
+        self._questions[collection_id] = queries
+        self.request_anew(collection_id)
+
+    def request_anew(self, collection_id: int) -> None:
+        """Have everything built anew soon, in the background."""
+        self._anew.add(collection_id)
+        self.request(collection_id)
+
     def close(self) -> None:
-        """Finish the checkpoint under way, leave the others, and stop."""
+        """Stop; what is being built is given up."""
         self._closing = True
+        self._builder.close()
         self._due.put(None)
         self._thread.join()
 
@@ -61,57 +98,104 @@ class Maintenance:
                 continue
             self._waiting.discard(collection_id)
             try:
-                self.checkpoint(collection_id)
+                anew = collection_id in self._anew
+                self._anew.discard(collection_id)
+                self.checkpoint(collection_id, always=anew)
+            except (NotFound, Unavailable):
+                continue  # the collection, or the store, is no more
             except Exception:
                 # Nothing is lost: the rows are in the database, and the next write asks again.
-                logger.exception("A checkpoint failed; it will be tried again")
+                logger.exception("A segment could not be built; it will be tried again")
 
     def opened(self, collection: Collection) -> CollectionIndex:
         """Return the index of a collection, loaded if it was cold."""
-        index = self._indexes.of(collection.id, collection.dim, collection.metric)
+        index = self._indexes.of(collection)
         if index.snapshot is None:
-            with index.building:
+            with index.loading:
                 if index.snapshot is None:
                     self._load(collection.id, index)
         return index
 
     def _load(self, collection_id: int, index: CollectionIndex) -> None:
+        parts, damaged = self._usable(collection_id)
+        after = max((row.meta.last_vid for row in segments.chained(_rows_of(parts))), default=0)
         index.begin_load()
         try:
             with self._reads.transaction() as db:
                 collection = catalog.find_id(db, collection_id)
-                row = segments.current(db, collection_id)
-                segment = self._load_segment(row, collection) if row else None
-                after = int(segment.vids[-1]) if segment is not None and len(segment.vids) else 0
                 alive = np.array(vectors.stored_vids(db, collection_id), np.int64)
-                vids, rows = read_rows(db, collection, after)
-            index.finish_load(collection.seq, segment, alive, vids, rows)
+                missing = _outside(alive, parts)
+                many = int((missing > after).sum()) > LOAD_MOST
+                if not many:
+                    vids, rows = read_rows(db, collection, missing)
+                    index.finish_load(collection.seq, parts, alive, vids, rows)
         except BaseException:
             index.forget()
             raise
-        if row is not None and segment is None:
-            self._writer.call(lambda db: segments.forget(db, row.id))
+        if many:
+            index.forget()
+            self._bridge(collection_id, index, after, missing)
+            return
+        self._unseen.pop(collection_id, None)
         snapshot = index.snapshot
-        if (row is not None and segment is None) or (snapshot is not None and snapshot.wants_checkpoint):
+        if damaged or (snapshot is not None and policy.due(snapshot)):
             self.request(collection_id)
+        for part in parts:
+            self._check_behind(collection_id, part)
 
-    def _load_segment(self, row: SegmentRow, collection: Collection) -> Segment | None:
-        try:
-            return self._files.load(row, collection.dim, collection.metric)
-        except DamagedSegment as error:
-            logger.error("Collection %r: %s; it is rebuilt from the database", collection.name, error)  # noqa: TRY400  # the reason is the message
-            self._files.quarantine(row.file)
-            return None
+    def _bridge(self, collection_id: int, index: CollectionIndex, after: int, missing: Int64) -> None:
+        """Put rows that are too many for memory into a flat segment, then load; a better one follows behind."""
+        plan = policy.Plan(after, len(missing), FLAT)
+        self._publish(collection_id, self._builder.build(collection_id, plan, policy.TARGET, []), None)
+        self._load(collection_id, index)
+        self.request_anew(collection_id)
+
+    def _usable(self, collection_id: int) -> tuple[list[Part], bool]:
+        """Return the segments that can be used, and whether any could not; those are set aside."""
+        with self._reads.transaction() as db:
+            collection = catalog.find_id(db, collection_id)
+            rows = segments.of_collection(db, collection_id)
+        parts = []
+        for row in rows:
+            try:
+                parts.append(self._files.load(row, collection.dim))
+            except DamagedSegment as error:
+                self._set_aside(collection, row, error)
+        return [part for part in parts if len(part)], len(parts) < len(rows)
+
+    def _set_aside(self, collection: Collection, row: SegmentRow, error: DamagedSegment) -> None:
+        logger.error("Collection %r: %s; it is rebuilt from the database", collection.name, error)
+        self._files.quarantine(row.file)
+        self._writer.call(lambda db: segments.forget(db, row.id))
+
+    def _check_behind(self, collection_id: int, part: Part) -> None:
+        """Check a large segment's rows while they are in use already; set it aside if they are damaged."""
+        row = part.segment.row if part.segment else None
+        if row is None or not self._files.checks_behind(row):
+            return
+
+        def check() -> None:
+            try:
+                self._files.verify(row)
+            except DamagedSegment as error:
+                with self._reads.transaction() as db:
+                    collection = catalog.find_id(db, collection_id)
+                    still = row.id in {each.id for each in segments.of_collection(db, collection_id)}
+                if still:  # and not replaced and removed meanwhile
+                    self._set_aside(collection, row, error)
+                    self._indexes.of(collection).forget()
+
+        threading.Thread(target=check, name="likewise-verify", daemon=True).start()
 
     def checkpoint(self, collection_id: int, *, always: bool = False) -> bool:
-        """Write a segment of all rows unless there is a current one; return whether one was written.
+        """Build a segment unless all rows are in segments that are in order; return whether one was built.
 
-        Raises NotFound, ResourceExhausted on a full disk, and Internal.
+        With `always`, of all rows. Raises NotFound, ResourceExhausted on a full disk, and Internal.
         """
         try:
             with self._reads.transaction() as db:
                 collection = catalog.find_id(db, collection_id)
-            index = self._indexes.of(collection.id, collection.dim, collection.metric)
+            index = self._indexes.of(collection)
             with index.building:
                 return self._checkpoint(collection_id, index, always=always)
         except LikewiseError:
@@ -120,27 +204,53 @@ class Maintenance:
             ours = translated(error)
             if isinstance(ours, LikewiseError):
                 raise ours from error
-            raise Internal(f"A segment could not be written: {error}") from error
+            raise Internal(f"A segment could not be built: {error}") from error
 
     def _checkpoint(self, collection_id: int, index: CollectionIndex, *, always: bool) -> bool:
         with self._reads.transaction() as db:
             collection = catalog.find_id(db, collection_id)
-            row = segments.current(db, collection_id)
-            if row is not None and row.up_to_seq == collection.seq and not always:
+            rows = segments.of_collection(db, collection_id)
+            plan = policy.whole(collection) if always else self._plan(db, collection, rows)
+        if plan is None:
+            return False
+        questions = self._questions.pop(collection_id, np.empty((0, collection.dim), np.float32))
+        written = self._builder.build(collection_id, plan, policy.TARGET, questions.tolist())
+        with index.loading:
+            replaced = self._publish(collection_id, written, [row.id for row in rows])
+            if replaced is None:
                 return False
-            vids, rows = read_rows(db, collection, 0)
-        segment = segments.build(vids, vectors.searchable(rows, collection.metric), collection.metric)
-        written = self._files.write(collection_id, segment)
-        replaced = self._writer.call(lambda db: segments.replace(db, collection_id, written, len(vids), collection.seq))
+            self._unseen.pop(collection_id, None)
+            if index.snapshot is not None:
+                with self._reads.transaction() as db:
+                    now = segments.of_collection(db, collection_id)
+                row = next(row for row in now if row.file == written.file)
+                index.swap(self._files.load(row, collection.dim), replaced)
+            for file in replaced:
+                self._files.remove(file)
+        failpoints.hit("segment.after_collect")
+        return True
+
+    def _plan(self, db: sqlite3.Connection, collection: Collection, rows: list[SegmentRow]) -> policy.Plan | None:
+        """Return what to build, None where all is in order."""
+        alive = np.array(vectors.stored_vids(db, collection.id), np.int64)
+        good = segments.chained(rows)
+        lasts = np.array([row.meta.last_vid for row in good], np.int64)
+        *inside, outside = np.bincount(np.searchsorted(lasts, alive), minlength=len(good) + 1).tolist()
+        sizes = [
+            policy.Size(row.row_count, max(0, row.row_count - count), row.meta.last_vid)
+            for row, count in zip(good, inside, strict=True)
+        ]
+        if not outside and len(good) == len(rows) and not any(policy.rotten(size) for size in sizes):
+            return None
+        return policy.plan(collection, sizes, outside)
+
+    def _publish(self, collection_id: int, written: segments.Written, only_if: list[int] | None) -> list[str] | None:
+        """Make a file count; return the files that it replaces, None where it came too late and is removed."""
+        replaced = self._writer.call(lambda db: segments.publish(db, collection_id, written, only_if))
         failpoints.hit("segment.after_row")
         if replaced is None:
             self._files.remove(written.file)
-            return False
-        index.swap(segment)
-        for file in replaced:
-            self._files.remove(file)
-        failpoints.hit("segment.after_collect")
-        return True
+        return replaced
 
     def rebuild(self, collection_id: int) -> None:
         """Throw away what is derived of a collection and make it anew from the database."""
@@ -148,8 +258,8 @@ class Maintenance:
         if index is not None:
             index.forget()
         with self._reads.transaction() as db:
-            row = segments.current(db, collection_id)
-        if row is not None:
+            rows = segments.of_collection(db, collection_id)
+        for row in rows:
             self._files.quarantine(row.file)
         self.checkpoint(collection_id, always=True)
 
@@ -163,17 +273,26 @@ class Maintenance:
             return [collection_id for (collection_id,) in found]
 
 
-def read_rows(db: sqlite3.Connection, collection: Collection, after_vid: int) -> tuple[Int64, Float32]:
-    """Return vids `(n,)` and vectors `(n, dim)`, past `after_vid`; damaged ones are logged, not returned."""
-    wanted = vectors.stored_vids(db, collection.id, after_vid)
+def read_rows(db: sqlite3.Connection, collection: Collection, wanted: Int64) -> tuple[Int64, Float32]:
+    """Return vids `(n,)` and vectors `(n, dim)` of those wanted; damaged ones are logged, not returned."""
     all_vids, all_rows = [np.empty(0, np.int64)], [np.empty((0, collection.dim), np.float32)]
-    for vids, rows, damaged in vectors.stored_rows(db, wanted, collection.dim):
+    for vids, rows, damaged in vectors.stored_rows(db, wanted.tolist(), collection.dim):
         all_vids.append(vids)
         all_rows.append(rows)
         if damaged:
-            logger.error(
-                "Collection %r: %d damaged vectors are left out of searches; run fsck",
-                collection.name,
-                len(damaged),
-            )
+            vectors.log_damaged(collection.name, len(damaged))
     return np.concatenate(all_vids), np.concatenate(all_rows)
+
+
+def _outside(alive: Int64, parts: list[Part]) -> Int64:
+    """Return the vids that are in no part."""
+    inside = np.zeros(len(alive), np.bool_)
+    for part in parts:
+        at = np.minimum(np.searchsorted(alive, part.vids), max(0, len(alive) - 1))
+        if len(alive):
+            inside[at[alive[at] == part.vids]] = True
+    return alive[~inside]
+
+
+def _rows_of(parts: list[Part]) -> list[SegmentRow]:
+    return [part.segment.row for part in parts if part.segment]

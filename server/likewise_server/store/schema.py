@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _TRANSLATED = (sqlite3.Error, OSError, MemoryError, UnicodeEncodeError, OverflowError)
 APPLICATION_ID = 0x4C494B45  # "LIKE"
+PAGE_BYTES = 16_384
+"""Of a new database. Into 4096, the default, goes one vector of 512 dimensions, and half the page is lost."""
+WAL_BYTES = 64 * 2**20
+"""The log is copied into the database when it is this long; each copying costs two fsyncs."""
 
 # One script per version of the format, applied in order; never edit one that was released.
 MIGRATIONS = (
@@ -91,6 +95,20 @@ MIGRATIONS = (
     );
     CREATE UNIQUE INDEX heads_by_request ON heads (collection_id, name, request_id) WHERE request_id <> '';
     """,
+    """
+    ALTER TABLE collections ADD COLUMN index_spec TEXT NOT NULL DEFAULT 'auto';
+    ALTER TABLE collections ADD COLUMN indexed TEXT NOT NULL DEFAULT '[]';  -- JSON list of attributes
+    ALTER TABLE collections ADD COLUMN storage TEXT NOT NULL DEFAULT 'fp32';
+    ALTER TABLE segments ADD COLUMN meta TEXT NOT NULL DEFAULT '{}';        -- JSON
+    DELETE FROM segments;                       -- their files had another form; they are built anew
+    -- What the planner is to think: without this, that a collection has ten items, and that no index is worth much.
+    ANALYZE segments;
+    DELETE FROM sqlite_stat1;
+    INSERT INTO sqlite_stat1 VALUES
+        ('items', 'sqlite_autoindex_items_1', '1000000 100000 1'),
+        ('items', 'items_by_label', '1000000 100000 1000');
+    ANALYZE sqlite_schema;                                                  -- reads that anew
+    """,
 )
 
 
@@ -99,12 +117,16 @@ def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA busy_timeout = 10000")
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA fullfsync = ON")
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA journal_size_limit = 67108864")
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_BYTES // page_bytes}")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         connection.execute("PRAGMA cache_size = -32768")
+        connection.execute("PRAGMA temp_store = MEMORY")  # what a savepoint keeps would go to a file otherwise
     except BaseException:
         connection.close()
         raise

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from likewise_server.errors import FailedPrecondition, InvalidArgument, Unavailable
-from likewise_server.store import catalog, exact, items, vectors
-from likewise_server.store.filter_sql import Condition, where_clause
-from likewise_server.store.types import Float32, Hit, SearchResult
+from likewise_server.store import catalog, finding, items, vectors
+from likewise_server.store.filter_sql import where_clause
+from likewise_server.store.filtering import Filtering
+from likewise_server.store.filters import parse
+from likewise_server.store.types import Float32, Hit, Item, SearchResult
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
 
     from likewise_server.store.catalog import Collection
+    from likewise_server.store.finding import Nearest
     from likewise_server.store.index import Snapshot
     from likewise_server.store.maintenance import Maintenance
     from likewise_server.store.schema import ReadPool
+    from likewise_server.store.shadow import Shadow
 
 MAX_K = 10_000
 PATIENCE_S = 10.0
@@ -30,9 +33,11 @@ PAUSE_S = 0.0002
 class Searcher:
     """Answers searches from the snapshots of the indexes."""
 
-    def __init__(self, reads: ReadPool, maintenance: Maintenance) -> None:
+    def __init__(self, reads: ReadPool, maintenance: Maintenance, shadow: Shadow) -> None:
         self._reads = reads
         self._maintenance = maintenance
+        self._shadow = shadow
+        self._filtering = Filtering()
 
     def search(
         self,
@@ -43,16 +48,39 @@ class Searcher:
         where: str,
         exclude_ids: Sequence[str],
         fingerprint: str,
+        min_score: float | None,
+        bare: bool,
     ) -> SearchResult:
         """Find the `k` nearest items of each query, `(n, dim)`; see `Store.search`."""
         if not 1 <= k <= MAX_K:
             raise InvalidArgument(f"k is {k}; it must be 1 to {MAX_K}.")
-        condition = where_clause(where)
+        if min_score is not None and math.isnan(min_score):
+            raise InvalidArgument("min_score is NaN; give a number.")
+        tree = parse(where)
         with self._moment(name) as (db, collection, snapshot):
             if fingerprint:
                 check_fingerprint(collection, fingerprint, "queries")
             checked = vectors.checked_queries(queries, collection.dim, collection.metric)
-            return _search(db, collection, snapshot, checked, k, condition, exclude_ids)
+            ready = vectors.searchable(checked, collection.metric)
+            excluded = items.matching(db, collection.id, ("", []), exclude_ids) if exclude_ids else None
+            matching = None
+            if tree is None and excluded is None:
+                found = finding.nearest(snapshot, ready, k, collection.metric)
+                if found.recall is not None:
+                    self._shadow.offer(collection.id, snapshot, ready, k, collection.metric, found.nearest)
+            else:
+                condition = where_clause(tree, collection.indexed)
+                found, matching = self._filtering.nearest(
+                    db, collection, snapshot, ready, k, where, condition, excluded
+                )
+            best = found.nearest
+            if min_score is not None:
+                best = [(vids[scores >= min_score], scores[scores >= min_score]) for vids, scores in best]
+            recall = found.recall
+            if recall is not None:
+                recall = min(recall, self._shadow.recall(collection.id) or 1.0)
+            hits = _hits(db, best, bare=bare)
+            return SearchResult(hits, recall is None, recall, found.scanned, matching)
 
     @contextmanager
     def _moment(self, name: str) -> Iterator[tuple[sqlite3.Connection, Collection, Snapshot]]:
@@ -75,37 +103,17 @@ class Searcher:
         raise Unavailable(f"The collection {name!r} is being written to too fast. Try again.", retry_after_s=1.0)
 
 
-def _search(
-    db: sqlite3.Connection,
-    collection: Collection,
-    snapshot: Snapshot,
-    queries: Float32,
-    k: int,
-    condition: Condition,
-    exclude_ids: Sequence[str],
-) -> SearchResult:
-    masks = [part.alive for part in snapshot.parts]
-    filtered_count = None
-    if condition[0]:
-        matching = items.matching(db, collection.id, condition)
-        filtered_count = len(matching)
-        masks = [part.mask_of(matching) & mask for part, mask in zip(snapshot.parts, masks, strict=True)]
-    if exclude_ids:
-        excluded = items.matching(db, collection.id, ("", []), exclude_ids)
-        masks = [mask & ~part.mask_of(excluded) for part, mask in zip(snapshot.parts, masks, strict=True)]
-    found = exact.nearest(
-        list(zip(snapshot.parts, masks, strict=True)),
-        vectors.searchable(queries, collection.metric),
-        k,
-        collection.metric,
+def _hits(db: sqlite3.Connection, found: Sequence[Nearest], *, bare: bool) -> list[list[Hit]]:
+    wanted = {vid for vids, _ in found for vid in vids.tolist()}
+    rows = (
+        {vid: Item(ext_id, None, {}, "", "", 0.0) for vid, ext_id in items.ids_by_vid(db, wanted).items()}
+        if bare
+        else items.by_vid(db, wanted)
     )
-    wanted = {int(vid) for vids, _ in found for vid in vids}
-    rows = items.by_vid(db, collection, wanted)
-    hits = [
-        [Hit(rows[int(vid)], float(score)) for vid, score in zip(vids, scores, strict=True)] for vids, scores in found
+    return [
+        [Hit(rows[vid], score) for vid, score in zip(vids.tolist(), scores.tolist(), strict=True)]
+        for vids, scores in found
     ]
-    scanned = sum(int(np.count_nonzero(mask)) for mask in masks)
-    return SearchResult(hits, exact=True, measured_recall=None, scanned=scanned, filtered_count=filtered_count)
 
 
 def check_fingerprint(collection: Collection, fingerprint: str, what: str) -> None:

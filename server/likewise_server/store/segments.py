@@ -1,45 +1,83 @@
-"""Segment files: vids and a FAISS index, immutable, and worth nothing without the row that names them.
+"""Segment files: immutable, and worth nothing without the row that names them.
 
-One file holds a NumPy array of vids `(n,)` int64 and then what `faiss.write_index` writes. It is made under a
-temporary name, synced and renamed; its row in `segments`, with the SHA-256, is what makes it count. A file
-that does not match its row is moved to `quarantine/`, and everything is still in the database.
+A file holds sections one after the other: `vids` int64, `squares` float32, `rows` float32 or float16, and, of
+an approximate segment, `codes`, a FAISS index over the positions of the rows. Where they begin and their
+SHA-256 stand in the row's `meta`. A file that does not match its row is moved to `quarantine/`, and everything
+is still in the database.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
+import mmap
 import os
+import sqlite3
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import faiss
+import faiss as untyped
 import numpy as np
+from pydantic import BaseModel
 
 from likewise_server.store import failpoints
+from likewise_server.store.approximate import Approximation, Point
+from likewise_server.store.parts import Part
+from likewise_server.store.types import Storage
 
 if TYPE_CHECKING:
-    import sqlite3
     from pathlib import Path
 
-    from likewise_server.store.types import Float32, Int64, Metric
+    from likewise_server.store.parts import Rows
 
-FACTORY = "Flat"
-_COLUMNS = "id, collection_id, file, factory, row_count, up_to_seq, bytes, sha256, faiss_version, measured_recall"
-
-logger = logging.getLogger(__name__)
+faiss: Any = untyped  # its stubs know half of it
+FLAT = "Flat"  # the factory of a segment whose rows are compared one by one
+QUICK_BYTES = 256 * 2**20  # of rows whose checksum is worked out before they are used; more are checked behind
+_COLUMNS = "id, collection_id, file, factory, row_count, up_to_seq, bytes, sha256, faiss_version, measured_recall, meta"
 
 
 class DamagedSegment(Exception):
     """The file is missing, was changed, or is not what its row says."""
 
 
+class Section(BaseModel):
+    """A part of a file."""
+
+    start: int
+    bytes: int
+    sha256: str
+
+
+class Meta(BaseModel):
+    """What a row says of its file. The segment took in all items with `after_vid` < vid ≤ `last_vid`."""
+
+    after_vid: int
+    last_vid: int
+    storage: Storage
+    sections: dict[str, Section]
+    points: list[Point] = []
+
+
+class Written(BaseModel):
+    """A complete file that no row names yet."""
+
+    file: str
+    bytes: int
+    factory: str
+    row_count: int
+    up_to_seq: int
+    meta: Meta
+
+    @property
+    def measured_recall(self) -> float | None:
+        """The recall at the first operating point."""
+        return self.meta.points[0].recall if self.meta.points else None
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentRow:
-    """A row of `segments`: the file holds the rows of the collection as of write `up_to_seq`."""
+    """A row of `segments`: the file holds rows of the collection as of write `up_to_seq`."""
 
     id: int
     collection_id: int
@@ -51,58 +89,20 @@ class SegmentRow:
     sha256: str
     faiss_version: str
     measured_recall: float | None
+    meta: Meta
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment in memory: `vids` `(n,)` ascending, `rows` `(n, d)` a view into `flat`, a faiss.IndexFlat."""
+    """A segment in use: its row, and what finds near rows without looking at all, if it has that."""
 
-    vids: Int64
-    rows: Float32
-    flat: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A complete file that no row names yet."""
-
-    file: str
-    bytes: int
-    sha256: str
+    row: SegmentRow
+    approximation: Approximation | None
 
 
-def build(vids: Int64, rows: Float32, metric: Metric) -> Segment:
-    """Make a segment from searchable rows `(n, d)`."""
-    flat = faiss.IndexFlat(rows.shape[1], _faiss_metric(metric))
-    flat.add(rows)
-    return Segment(vids, _view(flat), flat)
-
-
-def _faiss_metric(metric: Metric) -> int:
-    chosen: int = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
-    return chosen
-
-
-def _view(flat: Any) -> Float32:
-    """Return the rows inside a flat index without a copy; they live as long as the index does."""
-    if flat.ntotal == 0:
-        return np.empty((0, flat.d), np.float32)
-    # The downcast object owns nothing: `flat` itself must be kept for as long as the rows are.
-    data = faiss.downcast_index(flat).get_xb()  # type: ignore[attr-defined]
-    rows: Float32 = faiss.rev_swig_ptr(data, flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
-    return rows
-
-
-class _Hashing:
-    """A file that hashes what passes through it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        return self._file.write(data)
+def digest_of(meta: Meta) -> str:
+    """Return the SHA-256 of what a row says of its file, the file's own checksums among it."""
+    return hashlib.sha256(meta.model_dump_json().encode()).hexdigest()
 
 
 class SegmentFiles:
@@ -114,54 +114,61 @@ class SegmentFiles:
         for folder in (self.folder, self.quarantined):
             folder.mkdir(mode=0o700, exist_ok=True)
 
-    def write(self, collection_id: int, segment: Segment) -> Written:
-        """Write a segment so that it survives a power cut, complete or not at all; raises OSError."""
-        name = f"{collection_id}-{uuid.uuid4().hex}.segment"
-        temporary = self.folder / f"{name}.tmp"
-        failpoints.hit("segment.after_build")
-        try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                hashing = _Hashing(file)
-                np.lib.format.write_array(hashing, segment.vids, allow_pickle=False)
-                faiss.write_index(segment.flat, faiss.PyCallbackIOWriter(hashing.write))  # type: ignore[attr-defined]
-                file.flush()
-                failpoints.hit("segment.after_write")
-                os.fsync(file.fileno())
-                size = file.tell()
-            failpoints.hit("segment.after_fsync")
-            temporary.rename(self.folder / name)
-            failpoints.hit("segment.after_rename")
-            _fsync_folder(self.folder)
-            failpoints.hit("segment.after_folder_fsync")
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        return Written(name, size, hashing.sha256.hexdigest())
-
-    def verify(self, row: SegmentRow) -> None:
-        """Raise DamagedSegment unless the file is the one that was written."""
+    def verify(self, row: SegmentRow, *, skip_rows: bool = False) -> None:
+        """Raise DamagedSegment unless the file is the one that was written; its rows too, unless skipped."""
+        if digest_of(row.meta) != row.sha256:
+            raise DamagedSegment(f"segment {row.file}: its row was changed")
         try:
             with (self.folder / row.file).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if os.fstat(file.fileno()).st_size != row.bytes:
+                    raise DamagedSegment(f"segment {row.file}: its contents are not what was written")
+                for name, section in row.meta.sections.items():
+                    if not (skip_rows and name == "rows") and _digest(file.fileno(), section) != section.sha256:
+                        raise DamagedSegment(f"segment {row.file}: its contents are not what was written")
         except OSError as error:
             raise DamagedSegment(f"segment {row.file}: {error.strerror or error}") from error
-        if digest != row.sha256:
-            raise DamagedSegment(f"segment {row.file}: its contents are not what was written")
 
-    def load(self, row: SegmentRow, dim: int, metric: Metric) -> Segment:
-        """Read a segment; raises DamagedSegment. Nothing is parsed before its checksum is right."""
-        self.verify(row)
+    def checks_behind(self, row: SegmentRow) -> bool:
+        """Return whether the rows are too many to be checked before they are used."""
+        return row.meta.sections["rows"].bytes > QUICK_BYTES
+
+    def load(self, row: SegmentRow, dim: int) -> Part:
+        """Map a segment; raises DamagedSegment. Nothing is parsed before its checksum is right."""
+        self.verify(row, skip_rows=self.checks_behind(row))
+        path = self.folder / row.file
+        kind: Any = np.float16 if row.meta.storage == "fp16" else np.float32
         try:
-            with (self.folder / row.file).open("rb") as file:
-                vids = np.load(file, allow_pickle=False)
-                flat = faiss.read_index(faiss.PyCallbackIOReader(file.read))  # type: ignore[attr-defined]
-        except (OSError, ValueError, RuntimeError) as error:
+            vids = self._array(path, row.meta.sections["vids"], np.int64)
+            squares = self._array(path, row.meta.sections["squares"], np.float32)
+            rows: Rows = self._mapped(path, row.meta.sections["rows"], kind, dim)
+            approximation = self._approximation(path, row)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise DamagedSegment(f"segment {row.file}: {error}") from error
-        shape = (flat.d, flat.metric_type, flat.ntotal)
-        if shape != (dim, _faiss_metric(metric), len(vids)) or len(vids) != row.row_count:
+        if not len(vids) == len(squares) == len(rows) == row.row_count:
             raise DamagedSegment(f"segment {row.file}: it is not of this collection")
-        return Segment(vids, _view(flat), flat)
+        return Part.of(vids, rows, squares, Segment(row, approximation))
+
+    def _array(self, path: Path, section: Section, kind: Any) -> Any:
+        return np.fromfile(path, kind, section.bytes // np.dtype(kind).itemsize, offset=section.start)
+
+    def _mapped(self, path: Path, section: Section, kind: Any, dim: int) -> Any:
+        if not section.bytes:
+            return np.empty((0, dim), kind)
+        mapped: Any = np.memmap(path, kind, "r", section.start, (section.bytes // (dim * np.dtype(kind).itemsize), dim))
+        with suppress(AttributeError, OSError):  # a hint
+            mapped._mmap.madvise(mmap.MADV_RANDOM)  # noqa: SLF001
+        return np.asarray(mapped)
+
+    def _approximation(self, path: Path, row: SegmentRow) -> Approximation | None:
+        section = row.meta.sections.get("codes")
+        if section is None:
+            return None
+        with path.open("rb") as file:
+            file.seek(section.start)
+            index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
+        if index.ntotal != row.row_count:
+            raise ValueError(f"{index.ntotal} codes for {row.row_count} rows")
+        return Approximation(index, row.meta.points)
 
     def quarantine(self, file: str) -> None:
         """Move a bad file out of the way, for a person to look at; a missing one is no error."""
@@ -181,47 +188,69 @@ class SegmentFiles:
         return [name for name in there if name not in named]
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _digest(descriptor: int, section: Section) -> str:
+    digest, at, end = hashlib.sha256(), section.start, section.start + section.bytes
+    while at < end:
+        piece = os.pread(descriptor, min(2**20, end - at), at)
+        if not piece:
+            break
+        digest.update(piece)
+        at += len(piece)
+    return digest.hexdigest()
 
 
-def current(db: sqlite3.Connection, collection_id: int) -> SegmentRow | None:
-    """Return the row of a collection's segment, if it has one."""
-    row = db.execute(
-        f"SELECT {_COLUMNS} FROM segments WHERE collection_id = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
+def of_collection(db: sqlite3.Connection, collection_id: int) -> list[SegmentRow]:
+    """Return the rows of a collection's segments, those with the oldest items first."""
+    found = db.execute(
+        f"SELECT {_COLUMNS} FROM segments WHERE collection_id = ?",  # noqa: S608
         (collection_id,),
-    ).fetchone()
-    return SegmentRow(*row) if row else None
+    ).fetchall()
+    rows = [SegmentRow(*(*row, Meta.model_validate_json(meta))) for *row, meta in found]
+    return sorted(rows, key=lambda row: row.meta.last_vid)
 
 
-def replace(
-    db: sqlite3.Connection, collection_id: int, written: Written, row_count: int, up_to_seq: int
+def chained(rows: list[SegmentRow]) -> list[SegmentRow]:
+    """Return those at the beginning that follow one another without a gap, as one that was set aside leaves."""
+    last = 0
+    for number, row in enumerate(rows):
+        if row.meta.after_vid != last:
+            return rows[:number]
+        last = row.meta.last_vid
+    return rows
+
+
+def publish(
+    db: sqlite3.Connection, collection_id: int, written: Written, only_if: list[int] | None = None
 ) -> list[str] | None:
-    """Make a file count, in place of those before it, which are returned; None if the collection is gone."""
+    """Make a file count, in place of the segments whose items it took in; return their files.
+
+    None if the collection is gone, or its segments are no longer those with the ids `only_if`.
+    """
     if db.execute("SELECT 1 FROM collections WHERE id = ?", (collection_id,)).fetchone() is None:
         return None
-    old = [name for (name,) in db.execute("SELECT file FROM segments WHERE collection_id = ?", (collection_id,))]
-    db.execute("DELETE FROM segments WHERE collection_id = ?", (collection_id,))
+    there = of_collection(db, collection_id)
+    if only_if is not None and [row.id for row in there] != only_if:
+        return None
+    old = [row for row in there if row.meta.last_vid > written.meta.after_vid]
+    db.executemany("DELETE FROM segments WHERE id = ?", [(row.id,) for row in old])
     db.execute(
         "INSERT INTO segments (collection_id, file, factory, row_count, up_to_seq, bytes, sha256,"
-        " faiss_version, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " faiss_version, measured_recall, created_at, meta) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             collection_id,
             written.file,
-            FACTORY,
-            row_count,
-            up_to_seq,
+            written.factory,
+            written.row_count,
+            written.up_to_seq,
             written.bytes,
-            written.sha256,
+            digest_of(written.meta),
             faiss.__version__,
+            written.measured_recall,
             time.time(),
+            written.meta.model_dump_json(),
         ),
     )
-    return old
+    return [row.file for row in old]
 
 
 def forget(db: sqlite3.Connection, segment_id: int) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from likewise_server.errors import LikewiseError
 
 Metric: TypeAlias = Literal["cosine", "dot", "l2"]
+Storage: TypeAlias = Literal["fp32", "fp16"]
 Float32: TypeAlias = NDArray[np.float32]
 Int64: TypeAlias = NDArray[np.int64]
 Bool: TypeAlias = NDArray[np.bool_]
@@ -31,11 +32,31 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class IndexState:
+    """How a collection is searched now.
+
+    `kind`: "exact", or the FAISS factory of its approximate segment, which has `rows` rows and was
+    measured to find the share `measured_recall` of the true neighbours at `operating_point`; `delta` rows
+    are compared one by one beside it. `building` names the step of a build under way, of which `progress`,
+    0 to 1, is done; empty when none is.
+    """
+
+    kind: str = "exact"
+    rows: int = 0
+    delta: int = 0
+    measured_recall: float | None = None
+    operating_point: str = ""
+    building: str = ""
+    progress: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionInfo:
     """A collection as it is now.
 
     `created_at` is in Unix seconds. `bytes_by_part` has `sqlite` (vectors in the database, without
     attributes and indexes), `segments` (files) and `delta` (rows in memory that no segment holds yet).
+    `index`, `indexed` and `storage` are what was asked for, see `Store.create_collection`; `state` is what is.
     """
 
     name: str
@@ -46,6 +67,10 @@ class CollectionInfo:
     count: int
     created_at: float
     bytes_by_part: dict[str, int]
+    index: str = "auto"
+    indexed: tuple[str, ...] = ()
+    storage: Storage = "fp32"
+    state: IndexState = field(default_factory=IndexState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +112,7 @@ class SearchResult:
 
     `exact`: every row that could match was compared. `measured_recall`: of an approximate segment, None
     where the answer is exact. `scanned`: rows compared per query. `filtered_count`: rows that the `where`
-    matches, None without one.
+    matches, None without one or where nobody counted them.
     """
 
     hits: list[list[Hit]]
@@ -150,11 +175,27 @@ class Store(Protocol):
         fingerprint: str,
         backbone: str = "",
         request_id: str = "",
+        index: str = "auto",
+        indexed: Sequence[str] = (),
+        storage: Storage = "fp32",
     ) -> CollectionInfo:
         """Make an empty collection.
 
+        `index`: "auto" (exact while that is quick, then an approximate segment), "exact", or a FAISS factory
+        for those who know. `indexed` are dotted names of attributes that filters find quickly. `storage` is
+        the precision of the vectors that searches read; what was given is always kept in float32 as well.
+
         The same name, specification and non-empty `request_id` again gives the collection made before.
-        Raises AlreadyExists for a taken name and InvalidArgument for a bad name, dim or metric.
+        Raises AlreadyExists for a taken name and InvalidArgument for a bad name, dim, metric, index, attribute
+        name or storage.
+        """
+
+    def alter_collection(
+        self, name: str, *, index: str | None = None, indexed: Sequence[str] | None = None
+    ) -> CollectionInfo:
+        """Change how a collection is searched, or which attributes are indexed; None leaves one as it is.
+
+        Raises NotFound and InvalidArgument.
         """
 
     def get_collection(self, name: str) -> CollectionInfo:
@@ -210,10 +251,13 @@ class Store(Protocol):
         where: str = "",
         exclude_ids: Sequence[str] = (),
         fingerprint: str = "",
+        min_score: float | None = None,
+        bare: bool = False,
     ) -> SearchResult:
         """Find the `k` nearest items of each query, `(n, dim)` float32, ties in order of insertion.
 
-        With a `where`, as many as match, up to `k`. Raises InvalidArgument for a bad k, filter or query
+        With a `where`, as many as match, up to `k`; with a `min_score`, only hits that reach it. `bare` items
+        have their id and nothing else. Raises InvalidArgument for a bad k, filter or query
         value and FailedPrecondition for another dimension or, where one is given, another fingerprint.
         """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from likewise_server.store.types import Float32, Int64, Metric
+    from likewise_server.store.types import Bool, Float32, Int64, Metric
+
+logger = logging.getLogger(__name__)
 
 MAX_ABS = 1e15
 """Larger elements could overflow a float32 inner product."""
@@ -26,24 +29,28 @@ _STORED = np.dtype("<f4")
 VectorRow: TypeAlias = tuple[int, bytes, int]
 
 
-def checked(vector: ArrayLike, dim: int, metric: Metric) -> Float32:
+def shaped(vector: ArrayLike, dim: int) -> Float32:
     """Return a vector as `(dim,)` float32.
 
-    Raises InvalidArgument for what is no finite, usable vector and FailedPrecondition for another dimension.
+    Raises InvalidArgument for what is no vector and FailedPrecondition for another dimension.
     """
+    if isinstance(vector, np.ndarray) and vector.dtype == np.float32 and vector.shape == (dim,):
+        return vector
     array = _as_float32(vector)
     if array.ndim != 1:
         raise InvalidArgument(f"A vector has one axis; this has shape {array.shape}.")
-    check_rows(array[np.newaxis], dim, metric)
+    _check_dim(array.shape[0], dim)
     return array
 
 
 def checked_queries(queries: ArrayLike, dim: int, metric: Metric) -> Float32:
-    """Return queries as `(n, dim)` float32; raises as `checked` does."""
+    """Return queries as `(n, dim)` float32; raises as `shaped` does and the `fault` of any."""
     array = _as_float32(queries)
     if array.ndim != 2:  # noqa: PLR2004  # rows and columns
         raise InvalidArgument(f"Queries are an array (n, dim); this has shape {array.shape}.")
-    check_rows(array, dim, metric)
+    _check_dim(array.shape[1], dim)
+    if not usable(array, metric).all():
+        raise fault(array, metric)
     return array
 
 
@@ -55,18 +62,30 @@ def _as_float32(values: ArrayLike) -> Float32:
         raise InvalidArgument("A vector must be numbers only.") from None
 
 
-def check_rows(rows: Float32, dim: int, metric: Metric) -> None:
-    """Raise for the first thing wrong with rows `(n, d)`."""
-    if rows.shape[1] != dim:
-        raise FailedPrecondition(f"The vector has {rows.shape[1]} dimensions, the collection {dim}.")
-    if rows.size == 0:
-        return
+def _check_dim(given: int, dim: int) -> None:
+    if given != dim:
+        raise FailedPrecondition(f"The vector has {given} dimensions, the collection {dim}.")
+
+
+def usable(rows: Float32, metric: Metric) -> Bool:
+    """Tell which of the rows `(n, d)` can be stored and compared, as `(n,)`."""
+    least, most = rows.min(axis=1), rows.max(axis=1)
+    good: Bool = (least >= -MAX_ABS) & (most <= MAX_ABS)  # NaN is neither
+    if metric == "cosine":
+        tiny = np.finfo(np.float32).tiny
+        short = good & (np.maximum(-least, most) < tiny)  # only for these the length is worth computing
+        if short.any():
+            good[short] = _norms(rows[short]) >= tiny
+    return good
+
+
+def fault(rows: Float32, metric: Metric) -> InvalidArgument:
+    """Return the first thing wrong with rows `(n, d)`, not all of which are usable."""
     if not np.isfinite(rows).all():
-        raise InvalidArgument("The vector holds NaN or infinity.")
-    if float(np.abs(rows).max()) > MAX_ABS:
-        raise InvalidArgument(f"The vector holds a number beyond ±{MAX_ABS:g}; scale it down.")
-    if metric == "cosine" and float(_norms(rows).min()) < np.finfo(np.float32).tiny:
-        raise InvalidArgument("The vector is all zeros, which has no direction for the cosine.")
+        return InvalidArgument("The vector holds NaN or infinity.")
+    if metric != "cosine" or float(np.abs(rows).max()) > MAX_ABS:
+        return InvalidArgument(f"The vector holds a number beyond ±{MAX_ABS:g}; scale it down.")
+    return InvalidArgument("The vector is all zeros, which has no direction for the cosine.")
 
 
 def _norms(rows: Float32) -> NDArray[np.float64]:
@@ -92,10 +111,14 @@ def normalised(rows: Float32) -> Float32:
     return units
 
 
-def encode(vector: Float32) -> tuple[bytes, int]:
-    """Return the bytes of a vector, float32 little-endian, and their CRC-32."""
-    data = vector.astype(_STORED, copy=False).tobytes()
-    return data, zlib.crc32(data)
+def as_stored(rows: Float32) -> bytes:
+    """Return the bytes of vectors, row after row, float32 little-endian."""
+    return rows.astype(_STORED, copy=False).tobytes()
+
+
+def checksums(rows: Float32) -> list[int]:
+    """Return the CRC-32 of the stored bytes of each of the rows `(n, d)`."""
+    return [zlib.crc32(row) for row in np.ascontiguousarray(rows, _STORED)]
 
 
 def decode(data: bytes, crc: int, dim: int, ext_id: str) -> Float32:
@@ -143,3 +166,8 @@ def intact_rows(db: sqlite3.Connection, wanted: Sequence[int], dim: int) -> Floa
             f"{len(wanted) - len(stacked)} stored vectors are damaged. Run fsck, then add those items again."
         )
     return stacked
+
+
+def log_damaged(collection: str, count: int) -> None:
+    """Say that searches go on without some rows."""
+    logger.error("Collection %r: %d damaged vectors are left out of searches; run fsck", collection, count)

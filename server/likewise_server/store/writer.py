@@ -1,6 +1,6 @@
 """One thread writes: it takes what is queued, commits it together, and only then lets the callers go.
 
-Each operation has a savepoint, so that one that fails takes nothing with it. What a caller waits for is the
+Of several operations each has a savepoint, so that one that fails takes nothing with it. What a caller waits for is the
 commit (an fsync) and then `after`, which brings the in-memory index up to date.
 """
 
@@ -151,19 +151,28 @@ class Writer:
         db = self._connection
         db.execute("BEGIN IMMEDIATE")
         for operation in batch:
-            operation.error = None
-            db.execute("SAVEPOINT operation")
-            try:
-                operation.result = operation.work(db)
-            except Exception as error:  # it is handed to the one who asked
-                if not db.in_transaction:  # a full disk rolls back everything, not only the savepoint
-                    raise
-                db.execute("ROLLBACK TO operation")
-                operation.error = translated(error)
-            db.execute("RELEASE operation")
+            self._run(operation, alone=len(batch) == 1)
+        if not db.in_transaction:  # the only operation failed
+            return
         failpoints.hit("writer.before_commit")
         db.execute("COMMIT")
         failpoints.hit("writer.after_commit")
+
+    def _run(self, operation: _Operation, *, alone: bool) -> None:
+        """Run an operation; one that fails leaves no trace, alone not even of its transaction."""
+        db = self._connection
+        operation.error = None
+        if not alone:  # a savepoint costs a copy of every page that is changed
+            db.execute("SAVEPOINT operation")
+        try:
+            operation.result = operation.work(db)
+        except Exception as error:  # it is handed to the one who asked
+            if not db.in_transaction:  # a full disk rolls back everything, not only the savepoint
+                raise
+            db.execute("ROLLBACK" if alone else "ROLLBACK TO operation")
+            operation.error = translated(error)
+        if not alone:
+            db.execute("RELEASE operation")
 
 
 def _stopped(error: BaseException) -> Internal:

@@ -17,6 +17,7 @@ from contract.store_model import Model, check_search
 from likewise_server.errors import FailedPrecondition, Internal, ResourceExhausted
 from likewise_server.store import NewItem, open_store
 from likewise_server.store.embedded import EmbeddedStore
+from likewise_server.store.schema import MIGRATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +139,7 @@ def test_fsck_finds_an_index_that_drifted(tmp_path: Path, model: Model) -> None:
         index = store._indexes.peek(1)
         assert index is not None
         assert index.snapshot is not None
-        index.snapshot.segment.alive[4] = False
+        index.snapshot.segments[0].alive[4] = False
         assert "index in memory differs" in store.fsck().problems[0]
         store.fsck(repair=True)
         assert store.fsck().ok
@@ -152,7 +153,7 @@ def test_a_database_of_the_future_is_left_alone(tmp_path: Path, model: Model) ->
     with pytest.raises(FailedPrecondition, match="format 99"):
         open_store(tmp_path)
     with closing(sqlite3.connect(tmp_path / "likewise.db", isolation_level=None)) as db:
-        db.execute("PRAGMA user_version = 1")
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
     open_store(tmp_path).close()
 
 
@@ -183,8 +184,9 @@ def test_a_failed_checkpoint_leaves_no_file(tmp_path: Path, model: Model, monkey
         raise OSError(28, "No space left on device")
 
     with EmbeddedStore(tmp_path) as store:
-        store.delete("c", ["i0"])
-        del model.items["i0"]
+        new = NewItem("new", np.ones(4, np.float32), "x")
+        store.upsert("c", [new], fingerprint="f")
+        model.upsert(new)
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(ResourceExhausted):
             store.checkpoint()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,14 +11,15 @@ from hypothesis import strategies as st
 
 from contract.store_model import matches
 from likewise_server.errors import InvalidArgument
-from likewise_server.store import NewItem
+from likewise_server.store import NewItem, catalog
 from likewise_server.store.filter_sql import where_clause
-from likewise_server.store.filters import And, Compare, Field, In, Not, Or, parse
-from likewise_server.store.items import encode_attributes
-from likewise_server.store.schema import translated
+from likewise_server.store.filters import And, Compare, Field, In, Like, Not, Or, parse
+from likewise_server.store.items import ids_by_vid, matching_among, upsert
+from likewise_server.store.prepared import prepare
+from likewise_server.store.schema import MIGRATIONS, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 VECTOR = np.ones(2, np.float32)
 ITEMS = [
@@ -30,22 +32,56 @@ ITEMS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def rows() -> Iterator[sqlite3.Connection]:
-    db = sqlite3.connect(":memory:")
-    db.execute("CREATE TABLE items (ext_id, label, attributes, uri)")
-    db.executemany(
-        "INSERT INTO items VALUES (?, ?, ?, ?)",
-        [(item.id, item.label, encode_attributes(item.attributes), item.uri) for item in ITEMS],
+DECLARED = ("year", "ok", "exif.camera", "ok.year", "exists", "s", "nothing")
+
+
+def database(items: Sequence[NewItem], indexed: Sequence[str] = ()) -> sqlite3.Connection:
+    """A collection `c` that declares these attributes, and beside it one with the same items that does not."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    for script in MIGRATIONS:
+        db.executescript(script)
+    for name, declared in (("c", indexed), ("beside", ())):
+        create(db, name, declared)
+        fill(db, name, items)
+    return db
+
+
+def create(db: sqlite3.Connection, name: str, indexed: Sequence[str]) -> None:
+    catalog.create(
+        db,
+        name,
+        dim=2,
+        metric="cosine",
+        fingerprint="f",
+        backbone="",
+        request_id="",
+        index="auto",
+        indexed=indexed,
+        storage="fp32",
     )
+
+
+def fill(db: sqlite3.Connection, name: str, items: Sequence[NewItem]) -> None:
+    prepared, errors = prepare(items, catalog.find(db, name))
+    assert errors == [None] * len(items)
+    upsert(db, catalog.find(db, name).id, prepared)
+
+
+@pytest.fixture(scope="module", params=[(), DECLARED], ids=["plain", "indexed"])
+def rows(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
+    db = database(ITEMS, request.param)
     yield db
     db.close()
 
 
+def query(db: sqlite3.Connection, where: str, start: str = "SELECT ext_id") -> sqlite3.Cursor:
+    collection = catalog.find(db, "c")
+    sql, values = where_clause(parse(where), collection.indexed)
+    return db.execute(f"{start} FROM items WHERE collection_id = ?{sql}", (collection.id, *values))
+
+
 def selected(db: sqlite3.Connection, where: str) -> str:
-    sql, values = where_clause(where)
-    query = f"SELECT ext_id FROM items WHERE 1{sql} ORDER BY ext_id"  # noqa: S608  # that is what is tested
-    return "".join(i for (i,) in db.execute(query, values))
+    return "".join(sorted(i for (i,) in query(db, where)))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +236,7 @@ def test_values_and_names_never_become_sql(rows: sqlite3.Connection, text: str) 
     quoted = text.replace("'", "''")
     assert selected(rows, f"label = '{quoted}'") == ""
     assert selected(rows, f"label in ('{quoted}')") == ""
-    sql, values = where_clause(f"label = '{quoted}' or x = '{quoted}'")
+    sql, values = where_clause(parse(f"label = '{quoted}' or x = '{quoted}'"))
     assert text not in sql or text in "?'\"$.x"
     assert text in values
     name = text.replace("`", "``")
@@ -208,7 +244,7 @@ def test_values_and_names_never_become_sql(rows: sqlite3.Connection, text: str) 
         assert selected(rows, f"`{name}` = 1 or `{name}` in (1) or exists(`{name}`)") == ""
     except InvalidArgument as error:
         assert "cannot name" in error.message  # noqa: PT017  # either nothing is found or this
-    assert rows.execute("SELECT count(*) FROM items").fetchone() == (len(ITEMS),)
+    assert rows.execute("SELECT count(*) FROM items").fetchone() == (2 * len(ITEMS),)
 
 
 def test_the_tree_is_what_was_written() -> None:
@@ -264,16 +300,110 @@ VALUES = st.one_of(SCALARS, st.none(), st.lists(SCALARS, max_size=2), st.diction
 ATTRIBUTES = st.dictionaries(st.sampled_from(["x", "y", "odd name", "exists", "label"]), VALUES)
 
 
+@pytest.fixture(scope="module")
+def two() -> Iterator[list[sqlite3.Connection]]:
+    """The same without and with indexes, empty."""
+    both = [database([]), database([], ["x", "y", "x.y", "exists"])]
+    yield both
+    for db in both:
+        db.close()
+
+
 @given(WHERES, st.lists(st.tuples(st.none() | st.sampled_from(["a", "1", "it's"]), ATTRIBUTES), max_size=4))
 @example("not (x != 1 or x.y is null)", [(None, {"x": {"y": None}})])
-def test_sql_agrees_with_python(where: str, drawn: list[tuple[str | None, dict[str, object]]]) -> None:
+@example("x like 'a%' or not x not like '1%'", [("1", {"x": "A"}), (None, {"x": 1}), (None, {"x": "1"})])
+def test_sql_agrees_with_python(
+    two: list[sqlite3.Connection], where: str, drawn: list[tuple[str | None, dict[str, object]]]
+) -> None:
     items = [NewItem(str(i), VECTOR, label, attributes) for i, (label, attributes) in enumerate(drawn)]
-    db = sqlite3.connect(":memory:")
-    db.execute("CREATE TABLE items (ext_id, label, attributes, uri)")
-    db.executemany(
-        "INSERT INTO items VALUES (?, ?, ?, ?)",
-        [(item.id, item.label, encode_attributes(item.attributes), item.uri) for item in items],
-    )
-    found = selected(db, where)
-    db.close()
-    assert found == "".join(item.id for item in items if matches(parse(where), item))
+    for db in two:
+        db.execute("DELETE FROM items")
+        fill(db, "c", items)
+        assert selected(db, where) == "".join(item.id for item in items if matches(parse(where), item))
+
+
+LIKES = ["", "a", "A", "ab", "aB!", "b", "z", "Z{", "é", "éa", "\ud7ff", "\ud7ffa", "\ue000", "\U0010ffff", "[", "`"]
+
+
+@pytest.mark.parametrize("beginning", LIKES)
+def test_the_bounds_of_like_leave_out_nothing(beginning: str) -> None:
+    values = [*LIKES, *(f"{each}{more}" for each in LIKES for more in ("b", "%", "\U0010ffff", "\U0010ffffa"))]
+    items = [NewItem(f"{i:03}", VECTOR, attributes={"x": value}) for i, value in enumerate(values)]
+    with closing(database(items, ["x"])) as db:
+        for pattern in (beginning, f"{beginning}%", f"{beginning}_", f"{beginning}%b"):
+            expected = [item.id for item in items if matches(Like(Field("", ("x",)), pattern), item)]
+            assert sorted(i for (i,) in query(db, f"x like '{pattern}'")) == expected
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "year = 2020",
+        "year in (1, 2, 'x')",
+        "year > 5 and year <= 7",
+        "year != 5",
+        "year is not null",
+        "exists(year)",
+        "not not exists(year)",
+        "ok = true",
+        "ok in (true, false)",
+        "exif.camera like 'canon%'",
+        "exif.camera >= 'Canon'",
+        "year = 1 or exif.camera = 'x'",
+    ],
+)
+def test_declared_attributes_are_found_by_their_index_and_no_json_is_read(where: str) -> None:
+    with closing(database(ITEMS, DECLARED)) as db:
+        plan = [row[3] for row in query(db, where, "EXPLAIN QUERY PLAN SELECT vid")]
+        assert any("INDEX items_attribute_" in step for step in plan), plan
+        assert not any("items_by_label" in step or step.startswith("SCAN items") for step in plan), plan
+        if " or " not in where and "in (1" not in where:
+            program = query(db, where, "EXPLAIN SELECT vid").fetchall()
+            assert not any("json" in str(step[5]) for step in program)
+
+
+def test_a_rare_label_is_preferred_to_a_range() -> None:
+    with closing(database(ITEMS, DECLARED)) as db:
+        (plan,) = query(db, "label = 'cat' and year >= 5", "EXPLAIN QUERY PLAN SELECT vid")
+        assert "items_by_label (collection_id=? AND label=?)" in plan[3]
+
+
+def test_attribute_indexes_come_and_go_with_the_collections_that_declare_them() -> None:
+    with closing(database([])) as db:
+
+        def there() -> int:
+            found = db.execute("SELECT count(*) FROM sqlite_schema WHERE name GLOB 'items_attribute_*'").fetchone()
+            return int(found[0])
+
+        create(db, "one", ["x", "y.z"])
+        create(db, "two", ["y.z", "x.y-z_0"])
+        assert there() == 3
+        assert catalog.alter(db, "one", None, ["x"]).indexed == ("x",)
+        assert there() == 3
+        catalog.delete(db, "two")
+        assert there() == 1
+        catalog.alter(db, "one", "exact", [])
+        assert (there(), catalog.find(db, "one").index) == (0, "exact")
+        left = db.execute("SELECT count(*) FROM sqlite_stat1 WHERE idx GLOB 'items_attribute_*'").fetchone()
+        assert left == (0,)
+
+
+@pytest.mark.parametrize(
+    "where", ["label = 'cat'", "year > 0", "year = 2020 or ok = true", "not exists(ok)", "id > 'b'"]
+)
+def test_candidates_are_checked_by_row(rows: sqlite3.Connection, where: str) -> None:
+    collection = catalog.find(rows, "c")
+    condition = where_clause(parse(where), collection.indexed)
+    asked = np.array([1, 3, 5, 6, 8, 12, 999], np.int64)  # those past 6 are of the other collection, or nobody's
+    steps: list[str] = []
+    rows.set_trace_callback(steps.append)
+    found = matching_among(rows, collection.id, condition, asked)
+    rows.set_trace_callback(None)
+    expected = [vid for vid, item in enumerate(ITEMS, 1) if vid in asked and matches(parse(where), item)]
+    assert found.dtype == np.int64
+    assert found.tolist() == expected
+    plan = [row[3] for row in rows.execute(f"EXPLAIN QUERY PLAN {steps[0]}")]
+    assert "SEARCH items USING INTEGER PRIMARY KEY (rowid=?)" in plan[0]
+    assert not any("items_" in step for step in plan)
+    assert matching_among(rows, collection.id, condition, asked[:0]).tolist() == []
+    assert ids_by_vid(rows, [2, 5, 999]) == {2: "b", 5: "e"}

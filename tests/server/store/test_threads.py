@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from likewise_server.errors import Internal, InvalidArgument, LikewiseError, NotFound
-from likewise_server.store import NewItem, index
+from likewise_server.store import NewItem, index, policy
 from likewise_server.store.embedded import EmbeddedStore
 from likewise_server.store.items import Change
 
@@ -38,8 +38,8 @@ def test_searches_see_whole_writes_while_everything_happens(
     store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every pair is written together, so that a search must see both halves, and of the same version."""
-    monkeypatch.setattr(index, "MIN_DELTA", 60)  # so that background checkpoints swap segments all the while
-    monkeypatch.setattr(index, "MIN_DEAD", 60)
+    monkeypatch.setattr(policy, "SEAL", 60)  # so that background checkpoints swap segments all the while
+    monkeypatch.setattr(policy, "MIN_DEAD", 60)
     pairs, rounds = 20, 12
     stop = threading.Event()
 
@@ -172,11 +172,11 @@ def test_a_write_during_a_load_counts_once_whether_the_load_saw_it_or_not() -> N
     rows = np.eye(2, dtype=np.float32)
     nothing = np.empty(0, np.int64)
     changes = [Change(1, seq, np.array([seq]), rows[seq - 1 : seq], nothing) for seq in (1, 2)]
-    loaded = index.CollectionIndex(2, "dot")
+    loaded = index.CollectionIndex(2, "dot", "fp32")
     loaded.begin_load()
     for change in changes:
         loaded.apply(change)
-    loaded.finish_load(1, None, np.array([1]), np.array([1]), rows[:1])
+    loaded.finish_load(1, [], np.array([1]), np.array([1]), rows[:1])
     assert loaded.snapshot is not None
     assert loaded.snapshot.seq == 2
     np.testing.assert_array_equal(loaded.snapshot.delta.vids, [1, 2])

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
+ROOT = BENCHMARKS.parent
 PROC = Path("/proc")
 START_S = 600.0  # on a busy machine, compiling included
 STOP_S = 30.0
@@ -59,12 +60,12 @@ class Child:
         answer: dict[str, Any] = json.loads(text)
         return answer
 
-    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, what: str, *, timeout: float = START_S, **arguments: Any) -> dict[str, Any]:
         """Send a worker one request and return its answer."""
         assert self.process.stdin is not None  # noqa: S101  # it is a pipe
         self.process.stdin.write(json.dumps({"what": what, **arguments}) + "\n")
         self.process.stdin.flush()
-        return self.line()
+        return self.line(timeout)
 
     def log_end(self) -> str:
         """Return the last lines of what the process wrote to stderr."""
@@ -95,9 +96,15 @@ class Child:
                 pipe.close()
 
 
-def worker(module: str, *arguments: str, log: Path, environment: Mapping[str, str] | None = None) -> Child:
-    """Start `python -m embedding.<module>`, which answers requests line by line, and wait until it is ready."""
-    child = Child([sys.executable, "-m", f"embedding.{module}", *arguments], log, environment=environment)
+def worker(
+    module: str,
+    *arguments: str,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    python: str | Path = sys.executable,
+) -> Child:
+    """Start `python -m <module>`, which answers requests line by line, and wait until it is ready."""
+    child = Child([str(python), "-m", module, *arguments], log, environment=environment)
     child.hello = child.line()
     return child
 
@@ -113,16 +120,29 @@ def peak_rss_bytes(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+def anonymous_bytes(pid: int) -> int:
+    """Return the resident memory of one process that is no file's: what others cannot have while it runs."""
+    lines = (PROC / str(pid) / "status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def tree(pid: int) -> Iterator[int]:
+    """Yield a process and its descendants."""
+    wanted = [pid]
+    while wanted:
+        yield (this := wanted.pop())
+        with contextlib.suppress(OSError):  # it may end while we look
+            for task in (PROC / str(this) / "task").iterdir():
+                wanted += map(int, (task / "children").read_text().split())
+
+
 def cpu_seconds(pid: int) -> float:
     """Return the processor time that a process and its descendants, ended ones included, have used."""
-    ticks, wanted = 0, [pid]
-    while wanted:
-        home = PROC / str(wanted.pop())
+    ticks = 0
+    for each in tree(pid):
         with contextlib.suppress(OSError):  # it may end while we look
-            fields = (home / "stat").read_text().rpartition(")")[2].split()
+            fields = (PROC / str(each) / "stat").read_text().rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))  # its own, and those of the ended children it waited for
-            for task in (home / "task").iterdir():
-                wanted += map(int, (task / "children").read_text().split())
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedding.processes import Child, wait_until_idle
+from common.processes import Child, wait_until_idle
 from likewise_server.settings import Settings
 
 # A cache of embeddings would answer for the network; the messages differ anyway, but looking them up costs too.
@@ -17,9 +17,16 @@ class LikewiseServer:
     """A running server; `address` is where it listens."""
 
     def __init__(
-        self, backbone: str, weights: Path, precision: str, folder: Path, *, options: Sequence[str] = ()
+        self,
+        backbone: str,
+        weights: Path,
+        precision: str,
+        folder: Path,
+        *,
+        data: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
-        command = [sys.executable, "-m", "likewise.cli", "serve", "--data", str(folder / "data"), "--port", "0"]
+        command = [sys.executable, "-m", "likewise.cli", "serve", "--data", str(data or folder / "data"), "--port", "0"]
         command += ["--json", "--backbone", backbone, "--weights-dir", str(weights), "--precision", precision]
         command += ["--device", "cpu", "--log-level", "warning"]
         for name, value in WITHOUT_CACHE.items():

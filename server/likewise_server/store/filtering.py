@@ -1,0 +1,170 @@
+"""Searches under a filter, planned by how many rows it lets through.
+
+Many: search without it, deeper, and drop what does not match; the first k that do are the answer. Few: ask
+SQLite for them, and compare them one by one, or let the approximate index skip the others. Either way an
+answer has as many hits as match, up to k.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from likewise_server.store import finding, items
+from likewise_server.store.finding import Allowed, Found
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from likewise_server.store.catalog import Collection
+    from likewise_server.store.filter_sql import Condition
+    from likewise_server.store.finding import Nearest
+    from likewise_server.store.index import Snapshot
+    from likewise_server.store.types import Float32, Int64
+
+SMALL = 20_000  # rows of a collection in which SQLite is always asked for all that match
+SAMPLE = 400  # rows by which the share that matches is judged
+LEAST_MATCHING = 8  # of the sample, for searching deeper to be worth while
+DEEPEST = 1_000  # hits asked for without the filter: up to there recall was measured
+ROOM = 1.5  # times as many as should do
+CHECKED_AT_ONCE = 10_000
+KEPT_BYTES = 64 * 2**20  # of masks of filters used lately
+SEED = 7
+
+
+class Filtering:
+    """Finds the nearest rows that match, and remembers which rows filters used lately let through."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[object, ...], Allowed] = OrderedDict()
+
+    def nearest(
+        self,
+        db: sqlite3.Connection,
+        collection: Collection,
+        snapshot: Snapshot,
+        queries: Float32,
+        k: int,
+        where: str,
+        condition: Condition,
+        excluded: Int64 | None,
+    ) -> tuple[Found, int | None]:
+        """Return what was found, and how many rows match, None where that was not counted."""
+        if excluded is not None and len(excluded) and k + len(excluded) <= DEEPEST:
+            deeper = k + len(excluded)
+            found, matching = self._matching_nearest(db, collection, snapshot, queries, deeper, where, condition)
+            return _without(found, excluded, k), matching
+        found, matching = self._matching_nearest(db, collection, snapshot, queries, k, where, condition, excluded)
+        return found, matching
+
+    def _matching_nearest(
+        self,
+        db: sqlite3.Connection,
+        collection: Collection,
+        snapshot: Snapshot,
+        queries: Float32,
+        k: int,
+        where: str,
+        condition: Condition,
+        excluded: Int64 | None = None,
+    ) -> tuple[Found, int | None]:
+        if excluded is not None and len(excluded):
+            allowed = self._allowed(db, collection, snapshot, where, condition)
+            masks = [mask & ~part.mask_of(excluded) for part, mask in zip(snapshot.parts, allowed.masks, strict=True)]
+            found = finding.nearest(snapshot, queries, k, collection.metric, Allowed.of(masks))
+            return found, sum(allowed.counts) if condition[0] else None
+        if not condition[0]:
+            return finding.nearest(snapshot, queries, k, collection.metric), None
+        if snapshot.alive > SMALL and not self._known(collection, snapshot, where):
+            deeper = _by_searching_deeper(db, collection, snapshot, queries, k, condition)
+            if deeper is not None:
+                return deeper, None
+        allowed = self._allowed(db, collection, snapshot, where, condition)
+        return finding.nearest(snapshot, queries, k, collection.metric, allowed), sum(allowed.counts)
+
+    def _known(self, collection: Collection, snapshot: Snapshot, where: str) -> bool:
+        return _key(collection, snapshot, where) in self._kept
+
+    def _allowed(
+        self, db: sqlite3.Connection, collection: Collection, snapshot: Snapshot, where: str, condition: Condition
+    ) -> Allowed:
+        """Return the rows that match, from the database or from the last time that the filter was used."""
+        if not condition[0]:
+            return Allowed.of([part.alive for part in snapshot.parts])
+        key = _key(collection, snapshot, where)
+        with self._lock:
+            allowed = self._kept.get(key)
+            if allowed is not None:
+                self._kept.move_to_end(key)
+                return allowed
+        matching = np.sort(items.matching(db, collection.id, condition))
+        allowed = Allowed.of([part.mask_of(matching) & part.alive for part in snapshot.parts])
+        with self._lock:
+            self._kept[key] = allowed
+            while sum(2 * len(mask) for each in self._kept.values() for mask in each.masks) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+        return allowed
+
+
+def _key(collection: Collection, snapshot: Snapshot, where: str) -> tuple[object, ...]:
+    files = tuple(part.segment.row.file for part in snapshot.segments if part.segment)
+    return collection.id, snapshot.seq, files, where
+
+
+def _by_searching_deeper(
+    db: sqlite3.Connection, collection: Collection, snapshot: Snapshot, queries: Float32, k: int, condition: Condition
+) -> Found | None:
+    """Return the nearest rows that match, by checking the nearest of all; None where too few do."""
+    share = _share(db, collection, snapshot, condition)
+    depth = round(ROOM * k / share) + k if share else DEEPEST + 1
+    while depth <= DEEPEST:
+        found = finding.nearest(snapshot, queries, depth, collection.metric)
+        good = _matching_among(
+            db, collection, np.unique(np.concatenate([vids for vids, _ in found.nearest])), condition
+        )
+        matching = [_only(each, good) for each in found.nearest]
+        if all(len(vids) >= k for vids, _ in matching) or snapshot.alive <= depth:
+            return Found([(vids[:k], scores[:k]) for vids, scores in matching], found.recall, found.scanned)
+        depth *= 4
+    return None
+
+
+def _share(db: sqlite3.Connection, collection: Collection, snapshot: Snapshot, condition: Condition) -> float:
+    """Return about which share of the rows matches, 0 where it is too small to go by a sample."""
+    rng = np.random.default_rng(SEED)
+    parts = [part for part in snapshot.parts if len(part)]
+    shares = np.array([len(part) - part.dead for part in parts], float) / max(1, snapshot.alive)
+    sample = [
+        part.vids[rng.integers(0, len(part), round(SAMPLE * share) + 1)]
+        for part, share in zip(parts, shares, strict=True)
+    ]
+    vids = np.unique(np.concatenate(sample))
+    matching = len(items.matching_among(db, collection.id, condition, vids))
+    return matching / len(vids) if matching >= LEAST_MATCHING else 0.0
+
+
+def _matching_among(db: sqlite3.Connection, collection: Collection, vids: Int64, condition: Condition) -> Int64:
+    found = [
+        items.matching_among(db, collection.id, condition, vids[start : start + CHECKED_AT_ONCE])
+        for start in range(0, len(vids), CHECKED_AT_ONCE)
+    ]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+
+
+def _only(found: Nearest, good: Int64) -> Nearest:
+    vids, scores = found
+    if not len(good):
+        return vids[:0], scores[:0]
+    at = np.minimum(np.searchsorted(good, vids), len(good) - 1)
+    there = good[at] == vids
+    return vids[there], scores[there]
+
+
+def _without(found: Found, excluded: Int64, k: int) -> Found:
+    kept = [~np.isin(vids, excluded) for vids, _ in found.nearest]
+    best = [(vids[keep][:k], scores[keep][:k]) for (vids, scores), keep in zip(found.nearest, kept, strict=True)]
+    return Found(best, found.recall, found.scanned)

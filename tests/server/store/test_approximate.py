@@ -1,0 +1,334 @@
+"""Approximate segments: built behind, tuned, filtered, merged, damaged, killed; held against brute force."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from likewise_server.errors import InvalidArgument
+from likewise_server.store import Metric, NewItem, SearchResult, policy
+from likewise_server.store.embedded import EmbeddedStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+DIM, ROWS, K = 32, 3000, 10
+PATIENCE_S = 60.0
+METRICS: tuple[Metric, ...] = ("cosine", "dot", "l2")
+
+
+def vectors(count: int, seed: int) -> NDArray[np.float32]:
+    """Return clustered rows, as embeddings are."""
+    centres = np.random.default_rng(0).normal(size=(40, DIM))
+    rng = np.random.default_rng(seed)
+    return (centres[rng.integers(0, 40, count)] + 0.4 * rng.normal(size=(count, DIM))).astype(np.float32)
+
+
+def items(rows: NDArray[np.float32], first: int = 0) -> list[NewItem]:
+    return [
+        NewItem(str(first + n), row, f"label {(first + n) % 3}", {"n": first + n, "tenth": (first + n) % 10 == 0})
+        for n, row in enumerate(rows)
+    ]
+
+
+def scores(rows: NDArray[np.float32], query: NDArray[np.float32], metric: Metric) -> NDArray[np.float64]:
+    wide, q = rows.astype(float), query.astype(float)
+    if metric == "l2":
+        return np.asarray(-np.linalg.norm(wide - q, axis=1))
+    product: NDArray[np.float64] = wide @ q
+    if metric == "cosine":
+        product /= np.linalg.norm(wide, axis=1) * np.linalg.norm(q)
+    return product
+
+
+def recall(
+    result: SearchResult,
+    rows: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    metric: Metric,
+    matches: Callable[[int], bool] = lambda _: True,
+    k: int = K,
+) -> float:
+    """Check that every hit is a row that matches, with its score, in order; return the share of true ones."""
+    ids = np.array([n for n in range(len(rows)) if matches(n)], np.int64)
+    found = 0.0
+    if not len(ids):
+        assert not any(result.hits)
+        return 1.0
+    for hits, query in zip(result.hits, queries, strict=True):
+        assert len(hits) == min(k, len(ids))
+        assert len({hit.item.id for hit in hits}) == len(hits)
+        true = scores(rows[ids], query, metric)
+        by_id = dict(zip(ids.tolist(), true, strict=True))
+        got = [hit.score for hit in hits]
+        np.testing.assert_allclose(got, [by_id[int(hit.item.id)] for hit in hits], rtol=1e-3, atol=1e-3)
+        assert got == sorted(got, reverse=True)
+        best = set(ids[np.argsort(-true)[: len(hits)]].tolist())
+        found += len(best & {int(hit.item.id) for hit in hits}) / max(1, len(hits))
+    return found / len(queries)
+
+
+def built(store: EmbeddedStore, name: str = "c") -> str:
+    """Wait until nothing is being built; return what the collection is searched with."""
+    ends = time.monotonic() + PATIENCE_S
+    while time.monotonic() < ends:
+        state = store.get_collection(name).state
+        if state.kind != "exact" and not state.building:
+            return state.kind
+        time.sleep(0.05)
+    raise AssertionError(f"still {state}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def early() -> Iterator[None]:
+    """Have thousands of rows treated as hundreds of thousands are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "SEAL", 400)
+        patch.setattr(policy, "SHOWN_TO_ALL", 1000)
+        patch.setattr("likewise_server.store.filtering.SMALL", 1000)
+        patch.setattr("likewise_server.store.finding.FEW", 50)
+        yield
+
+
+@pytest.fixture(scope="module", params=METRICS)
+def ready(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[EmbeddedStore, NDArray[np.float32], Metric]]:
+    """A store with an approximate segment, for tests that only ask; its rows; its metric."""
+    with EmbeddedStore(tmp_path_factory.mktemp("ready")) as opened:
+        rows = filled(opened, request.param)
+        assert built(opened).startswith("IVF")
+        yield opened, rows, request.param
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[EmbeddedStore]:
+    with EmbeddedStore(tmp_path) as opened:
+        yield opened
+
+
+def filled(store: EmbeddedStore, metric: Metric = "cosine", **options: object) -> NDArray[np.float32]:
+    rows = vectors(ROWS, 1)
+    store.create_collection("c", dim=DIM, metric=metric, fingerprint="f", **options)  # type: ignore[arg-type]
+    store.upsert("c", items(rows), fingerprint="f")
+    store.search("c", rows[:1], 1)
+    return rows
+
+
+def test_a_large_collection_gets_an_approximate_segment_by_itself(
+    ready: tuple[EmbeddedStore, NDArray[np.float32], Metric],
+) -> None:
+    store, rows, metric = ready
+    queries = vectors(50, 2)
+    result = store.search("c", queries, K)
+    assert not result.exact
+    assert result.measured_recall is not None
+    assert result.measured_recall >= policy.TARGET
+    assert result.scanned < ROWS
+    assert recall(result, rows, queries, metric) >= 0.97
+    state = store.get_collection("c").state
+    assert (state.rows, state.delta, state.measured_recall) == (ROWS, 0, result.measured_recall)
+    assert "effort=" in state.operating_point
+    assert store.fsck().problems == []
+
+
+@pytest.mark.parametrize("factory", ["IVF32,Flat", "HNSW16", "IVF32,PQ16x4fs", "SQ8", "PCA16,IVF16,SQ8"])
+def test_any_factory_that_reaches_the_target_is_used(store: EmbeddedStore, factory: str) -> None:
+    rows = filled(store, index=factory)
+    assert built(store) == factory
+    queries = vectors(30, 2)
+    assert recall(store.search("c", queries, K), rows, queries, "cosine") >= 0.97
+    where = "tenth = true"
+    assert recall(store.search("c", queries, K, where=where), rows, queries, "cosine", lambda n: n % 10 == 0) >= 0.97
+
+
+@pytest.mark.parametrize("factory", ["IVF", "Nonsense", "IVF16,Flat,RFlat", "IDMap,Flat", "IVF16,PQ5000"])
+def test_a_factory_that_cannot_be_is_refused(store: EmbeddedStore, factory: str) -> None:
+    with pytest.raises(InvalidArgument, match=factory[:8]):
+        store.create_collection("c", dim=DIM, fingerprint="f", index=factory)
+    assert store.list_collections(10)[0] == []
+
+
+def test_an_index_that_cannot_reach_the_target_is_not_used(store: EmbeddedStore) -> None:
+    rows = filled(store, index="PQ1x1")
+    ends = time.monotonic() + PATIENCE_S
+    while store.get_collection("c").bytes_by_part["segments"] == 0 and time.monotonic() < ends:
+        time.sleep(0.05)
+    result = store.search("c", rows[:5], K)
+    assert result.exact
+    assert store.get_collection("c").state.kind == "exact"
+
+
+@pytest.mark.parametrize(
+    ("where", "matches"),
+    [
+        ("n >= 1500", lambda n: n >= 1500),
+        ("tenth = true", lambda n: n % 10 == 0),
+        ("n < 90", lambda n: n < 90),
+        ("n < 7", lambda n: n < 7),
+        ("n < 0", lambda _: False),
+        ("label = 'label 1' and n < 300", lambda n: n % 3 == 1 and n < 300),
+    ],
+)
+def test_a_filter_never_costs_hits(
+    ready: tuple[EmbeddedStore, NDArray[np.float32], Metric], where: str, matches: Callable[[int], bool]
+) -> None:
+    store, rows, metric = ready
+    queries = vectors(20, 3)
+    for _ in range(2):  # the second time from what the first found out
+        result = store.search("c", queries, K, where=where)
+        assert recall(result, rows, queries, metric, matches) >= 0.97
+        if result.filtered_count is not None:
+            assert result.filtered_count == sum(map(matches, range(ROWS)))
+    excluded = [hit.item.id for hit in result.hits[0]]
+    again = store.search("c", queries[:1], K, where=where, exclude_ids=excluded)
+    assert recall(again, rows, queries[:1], metric, lambda n: matches(n) and str(n) not in excluded) >= 0.9
+
+
+@pytest.mark.parametrize("k", [1, 100, 299, 300, 3000, 10_000])
+def test_any_k_gets_its_hits(ready: tuple[EmbeddedStore, NDArray[np.float32], Metric], k: int) -> None:
+    store, rows, metric = ready
+    queries = vectors(3, 4)
+    result = store.search("c", queries, k)
+    assert recall(result, rows, queries, metric, k=k) >= 0.97
+    assert result.exact is (k > 100), "what was never measured is not guessed at"
+
+
+def test_later_writes_and_deletes_are_seen_at_once_and_merged_behind(store: EmbeddedStore) -> None:
+    rows = filled(store)
+    built(store)
+    more = vectors(700, 5)
+    store.delete("c", where="n < 100")
+    queries = np.concatenate([more[:5], rows[:5]])
+    for start in range(0, 700, 100):
+        store.upsert("c", items(more[start : start + 100], ROWS + start), fingerprint="f")
+    everything = np.concatenate([rows, more])
+    for _ in range(2):
+        result = store.search("c", queries, K)
+        assert recall(result, everything, queries, "cosine", lambda n: n >= 100) >= 0.97
+        assert result.hits[0][0].item.id == str(ROWS)
+        store.checkpoint("c")
+    assert store.get_collection("c").state.rows <= 3700
+    assert store.fsck().problems == []
+
+
+def test_many_deletes_lead_to_a_new_segment(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "MIN_DEAD", 100)
+    filled(store)
+    built(store)
+    store.delete("c", where="n < 1200")
+    ends = time.monotonic() + PATIENCE_S
+    while store.get_collection("c").state.rows > 1800 and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert store.get_collection("c").state.rows == 1800
+
+
+def test_changing_the_index_rebuilds_it(store: EmbeddedStore) -> None:
+    rows = filled(store, index="exact")
+    store.checkpoint("c")
+    assert store.search("c", rows[:1], K).exact
+    store.alter_collection("c", index="IVF16,Flat")
+    assert built(store) == "IVF16,Flat"
+    store.alter_collection("c", index="exact")
+    ends = time.monotonic() + PATIENCE_S
+    while not store.search("c", rows[:1], K).exact and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert store.search("c", rows[:1], K).exact
+
+
+def test_half_precision_takes_half_the_bytes(tmp_path: Path) -> None:
+    size = {}
+    for storage in ("fp32", "fp16"):
+        with EmbeddedStore(tmp_path / storage) as store:
+            rows = filled(store, storage=storage)
+            built(store)
+            queries = vectors(30, 2)
+            assert recall(store.search("c", queries, K), rows, queries, "cosine") >= 0.96
+            size[storage] = store.get_collection("c").bytes_by_part["segment_rows"]
+            assert store.fsck().problems == []
+            np.testing.assert_array_equal(store.get("c", ["7"], vectors=True)[0].vector, rows[7])  # type: ignore[union-attr]
+    assert size["fp32"] == 2 * size["fp16"] == ROWS * DIM * 4
+    with EmbeddedStore(tmp_path / "other") as store, pytest.raises(InvalidArgument, match="fp16 needs metric cosine"):
+        store.create_collection("c", dim=2, metric="dot", fingerprint="f", storage="fp16")
+
+
+@pytest.mark.parametrize("section", ["rows", "codes"])
+def test_a_damaged_segment_is_found_and_built_anew(tmp_path: Path, section: str) -> None:
+    with EmbeddedStore(tmp_path) as store:
+        rows = filled(store)
+        built(store)
+        at = store._maintenance._usable(1)[0][0].segment.row.meta.sections[section].start  # type: ignore[union-attr]
+    (file,) = (tmp_path / "segments").iterdir()
+    data = bytearray(file.read_bytes())
+    data[at + 100] ^= 4
+    file.write_bytes(data)
+    with EmbeddedStore(tmp_path) as store:
+        queries = vectors(20, 2)
+        assert recall(store.search("c", queries, K), rows, queries, "cosine") == 1.0, "exact meanwhile"
+        assert built(store).startswith("IVF")
+        assert recall(store.search("c", queries, K), rows, queries, "cosine") >= 0.97
+        assert store.fsck().problems == []
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
+
+
+VICTIM = """
+import sys
+import numpy as np
+from likewise_server.store import NewItem, open_store, policy
+
+policy.SHOWN_TO_ALL = 100
+store = open_store(sys.argv[1])
+rows = np.random.default_rng(1).normal(size=(600, 8)).astype("f4")
+store.create_collection("c", dim=8, fingerprint="f")
+store.upsert("c", [NewItem(str(n), row) for n, row in enumerate(rows)], fingerprint="f")
+store.search("c", rows[:1], 1)
+try:
+    store.checkpoint("c")
+except Exception as error:
+    print("failed:", error)
+print("found", len(store.search("c", rows[:1], 50).hits[0]), store.get_collection("c").state.kind)
+store.delete("c", ["0"])
+store._closed = True
+"""
+
+
+@pytest.mark.parametrize("step", ["after_build", "after_write", "after_fsync", "after_rename", "after_folder_fsync"])
+def test_a_builder_that_is_killed_costs_nothing_but_time(tmp_path: Path, step: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", VICTIM, str(tmp_path)],
+        env={**os.environ, "LIKEWISE_FAILPOINTS": f"segment.{step}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"the builder ended with {-signal.SIGKILL}" in done.stdout
+    assert "found 50 exact" in done.stdout
+    with EmbeddedStore(tmp_path) as store:
+        assert store.count("c") == 599
+        assert len(store.search("c", np.ones((1, 8), np.float32), 1000).hits[0]) == 599
+        assert store.fsck().problems == []
+
+
+@pytest.mark.parametrize("step", ["after_row", "after_collect"])
+def test_a_server_that_is_killed_after_a_build_has_it_or_has_not(tmp_path: Path, step: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", VICTIM, str(tmp_path)],
+        env={**os.environ, "LIKEWISE_FAILPOINTS": f"segment.{step}"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    with EmbeddedStore(tmp_path) as store:
+        assert store.get_collection("c").state.kind.startswith("IVF")
+        assert len(store.search("c", np.ones((1, 8), np.float32), 1000).hits[0]) == 600
+        assert store.fsck().problems == []
