@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterable, Iterable, Sized
+from collections.abc import AsyncIterable, Iterable, Sequence, Sized
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from likewise.collection import AsyncCollection
 from likewise.errors import AlreadyExists, InvalidArgument, LikewiseError
 from likewise.images import ImageLike, encoded, weight
 from likewise.progress import bar
-from likewise.requests import several, whole
+from likewise.requests import several, text, whole
 from likewise.results import BackboneInfo, CollectionInfo, Embeddings, Float32, Limits, ServerInfo
 from likewise.transport import Transport, error_from
 from likewise_proto.v1 import collection_pb2 as cpb
@@ -143,18 +143,32 @@ class AsyncClient:
         dim: int | None = None,
         metric: str = "cosine",
         exist_ok: bool = False,
+        index: str = "auto",
+        indexed: Sequence[str] = (),
+        storage: str = "fp32",
     ) -> AsyncCollection:
         """Create a collection for images of a backbone (by default the server's first), or with
         `dim` for vectors from elsewhere.
 
-        `metric` is cosine, dot or l2. With `exist_ok`, one of that name is returned as it is.
-        Raises AlreadyExists, InvalidArgument, NotFound.
+        `metric` is cosine, dot or l2. With `exist_ok`, one of that name is returned as it is. `index` is auto
+        (exact while that is quick, then approximate), exact, or a FAISS factory for those who know; `indexed` are
+        attributes that filters find quickly; `storage`, fp32 or fp16, is the precision of the vectors that searches
+        read. Raises AlreadyExists, InvalidArgument, NotFound.
         """  # noqa: D205  # one sentence needs two lines
         if metric not in convert.METRICS:
             raise InvalidArgument(f"metric is {metric!r}: use cosine, dot or l2")
         if dim is not None and backbone:
             raise InvalidArgument("give a backbone, or dim for vectors from elsewhere, not both")
-        request = cpb.CreateCollectionRequest(name=name, metric=convert.METRICS[metric], request_id=uuid.uuid4().hex)
+        if storage not in convert.STORAGES:
+            raise InvalidArgument(f"storage is {storage!r}: use fp32 or fp16")
+        request = cpb.CreateCollectionRequest(
+            name=name,
+            metric=convert.METRICS[metric],
+            request_id=uuid.uuid4().hex,
+            index=index,
+            indexed_attributes=[text(attribute, "attribute") for attribute in several(indexed, "indexed")],
+            storage=convert.STORAGES[storage],
+        )
         if dim is not None:
             request.dim = whole(dim, "dim")
         else:

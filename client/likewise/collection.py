@@ -18,27 +18,15 @@ from likewise.heads import LONG_S, HeadCalls
 from likewise.images import ImageLike, uri_of
 from likewise.progress import bar
 from likewise.requests import (
-    QueryValue,
-    ask_all,
     ids_per_message,
-    queries,
-    query_fields,
     same_length,
     several,
     text,
     upsert_message,
     upsert_weight,
-    whole,
 )
-from likewise.results import (
-    CheckReport,
-    CollectionInfo,
-    Hits,
-    Item,
-    Limits,
-    Outcome,
-    Outcomes,
-)
+from likewise.results import CheckReport, CollectionInfo, Item, Limits, Outcome, Outcomes
+from likewise.searching import SearchCalls
 from likewise.transport import Transport
 from likewise_proto.v1 import collection_pb2 as cpb
 from likewise_proto.v1.collection_pb2_grpc import CollectionServiceStub
@@ -57,8 +45,8 @@ class NewItem:
     uri: str = ""
 
 
-class AsyncCollection(HeadCalls):
-    """A collection on a server; what it does with heads is in heads.py.
+class AsyncCollection(SearchCalls, HeadCalls):
+    """A collection on a server; what it does with heads is in heads.py, how it is searched in searching.py.
 
     `info` is as of when it was fetched; `await refresh()` fetches it again.
     """
@@ -84,6 +72,20 @@ class AsyncCollection(HeadCalls):
         """Fetch the description again and return it."""
         request = cpb.GetCollectionRequest(name=self.name)
         reply = await self._transport.unary(self._items.GetCollection, request)
+        self.info = convert.collection(reply.collection)
+        return self.info
+
+    async def update(self, *, index: str | None = None, indexed: Sequence[str] | None = None) -> CollectionInfo:
+        """Change how the collection is searched, or which attributes are indexed; None leaves one as it is.
+
+        An index is built aside: `refresh().state` tells how far it is, and searches answer meanwhile. Values are
+        those of `create_collection`.
+        """
+        request = cpb.UpdateCollectionRequest(name=self.name, index=index)
+        if indexed is not None:
+            names = [text(attribute, "attribute") for attribute in several(indexed, "indexed")]
+            request.indexed_attributes.CopyFrom(cpb.AttributeNames(names=names))
+        reply = await self._transport.unary(self._items.UpdateCollection, request)
         self.info = convert.collection(reply.collection)
         return self.info
 
@@ -261,63 +263,6 @@ class AsyncCollection(HeadCalls):
         request = cpb.CheckCollectionRequest(collection=self.name, repair=repair)
         reply = await self._transport.unary(self._items.CheckCollection, request, timeout=LONG_S)
         return CheckReport(reply.items_checked, tuple(reply.problems), tuple(reply.repaired))
-
-    # Search
-
-    async def search(
-        self,
-        image: ImageLike | None = None,
-        *,
-        vector: Any = None,
-        id: str | None = None,  # noqa: A002  # it is what the item has
-        k: int = 10,
-        where: str = "",
-        fingerprint: str = "",
-    ) -> Hits:
-        """Return the `k` nearest items of an image, a vector, or a stored item (which is left out).
-
-        `where` keeps only items that match, as "label = 'cat' and year >= 2020".
-        """
-        given = [query is not None for query in (image, vector, id)]
-        if sum(given) != 1:
-            raise InvalidArgument("search by one of: an image, vector=, id=")
-        [hits] = await self.search_many(
-            [image] if image is not None else None,
-            vectors=[vector] if vector is not None else None,
-            ids=[id] if id is not None else None,
-            k=k,
-            where=where,
-            fingerprint=fingerprint,
-        )
-        if hits.error:
-            raise hits.error
-        return hits
-
-    async def search_many(
-        self,
-        images: Sequence[ImageLike] | None = None,
-        *,
-        vectors: Any = None,
-        ids: Sequence[str] | None = None,
-        k: int = 10,
-        where: str = "",
-        fingerprint: str = "",
-    ) -> list[Hits]:
-        """Return one list of hits per query, in order; a query that failed has its `.error`."""
-        limits = await self._limits()
-        k = whole(k, "k")
-
-        async def ask(chunk: list[QueryValue]) -> list[Hits]:
-            request = cpb.SearchRequest(
-                collection=self.name, k=k, where=where, **query_fields(chunk, fingerprint or self.fingerprint)
-            )
-            reply = await self._transport.unary(self._items.Search, request)
-            return [convert.hits(result, reply) for result in reply.results]
-
-        def failed(error: LikewiseError) -> Hits:
-            return Hits(error=error)
-
-        return await ask_all(queries(images, vectors, ids, limits), limits, ask, failed, self._window, k)
 
     # Export
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 
 from likewise import results
 from likewise.errors import InvalidArgument, LikewiseError
@@ -32,6 +32,7 @@ METRICS: dict[str, cpb.Metric.ValueType] = {
     "dot": cpb.METRIC_DOT,
     "l2": cpb.METRIC_L2,
 }
+STORAGES: dict[str, cpb.Storage.ValueType] = {"fp32": cpb.STORAGE_FP32, "fp16": cpb.STORAGE_FP16}
 OUTCOMES: dict[cpb.Outcome.ValueType, str] = {
     cpb.OUTCOME_CREATED: "created",
     cpb.OUTCOME_UPDATED: "updated",
@@ -100,7 +101,7 @@ def _json(value: Any) -> Any:
 
 def plain(message: Struct) -> dict[str, Any]:
     """Return a JSON object, whole numbers as int."""
-    values: dict[str, Any] = _integers(MessageToDict(message))
+    values: dict[str, Any] = _integers(MessageToDict(message)) if message.fields else {}
     return values
 
 
@@ -150,18 +151,40 @@ def item(message: cpb.Item) -> results.Item:
 
 def hits(message: cpb.QueryResult, reply: cpb.SearchResponse) -> results.Hits:
     """Return the hits of one query."""
+    groups = [_group(group) for group in message.groups]
     return results.Hits(
-        [_hit(hit) for hit in message.hits],
+        _hits(message, groups),
         exact=reply.exact,
         measured_recall=reply.measured_recall if reply.HasField("measured_recall") else None,
         scanned=reply.scanned,
         filtered_count=reply.filtered_count if reply.HasField("filtered_count") else None,
         error=error_from(message.error) if message.HasField("error") else None,
         timings=timings(reply.timings),
+        groups=groups,
     )
 
 
-def _hit(message: cpb.Hit) -> results.Hit:
+def _hits(message: cpb.QueryResult, groups: list[results.Group]) -> list[results.Hit]:
+    if groups:
+        return [hit for group in groups for hit in group.hits]
+    if message.ids:
+        return [results.Hit(*pair, None, {}, "") for pair in zip(message.ids, message.scores, strict=True)]
+    return [hit(each) for each in message.hits]
+
+
+def _group(message: cpb.Group) -> results.Group:
+    return results.Group(_scalar(message.value), tuple(hit(each) for each in message.hits))
+
+
+def _scalar(message: Value) -> str | float | bool:
+    kind = message.WhichOneof("kind")
+    if kind == "string_value":
+        return message.string_value
+    return message.bool_value if kind == "bool_value" else _integers(message.number_value)
+
+
+def hit(message: cpb.Hit) -> results.Hit:
+    """Return a found item."""
     info = message.info
     label = info.label if info.HasField("label") else None
     return results.Hit(info.id, message.score, label, plain(info.attributes), info.uri)
@@ -178,6 +201,22 @@ def collection(message: cpb.Collection) -> results.CollectionInfo:
         fingerprint=message.space.fingerprint,
         created_at=message.create_time.ToNanoseconds() / 1e9,
         bytes=dict(message.bytes),
+        index=message.index,
+        indexed=tuple(message.indexed_attributes),
+        storage=next((name for name, number in STORAGES.items() if number == message.storage), ""),
+        state=_state(message.index_state),
+    )
+
+
+def _state(message: cpb.IndexState) -> results.IndexState:
+    return results.IndexState(
+        kind=message.kind,
+        rows=message.rows,
+        delta=message.delta,
+        measured_recall=message.measured_recall if message.HasField("measured_recall") else None,
+        operating_point=message.operating_point,
+        building=message.building,
+        progress=message.progress,
     )
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from likewise import convert
-from likewise.chunks import CHUNK_ITEMS, cut, in_flight, prepared
+from likewise.chunks import CHUNK_BYTES, CHUNK_ITEMS, cut, in_flight, prepared
 from likewise.errors import InvalidArgument, LikewiseError
 from likewise.images import ImageLike, encoded
-from likewise.results import Float32, Limits
+from likewise.results import Float32, Hit, Item, Limits
 from likewise_proto.v1 import collection_pb2 as cpb
 from likewise_proto.v1 import common_pb2 as pb
 from likewise_proto.v1 import head_pb2 as hpb
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 QueryValue: TypeAlias = bytes | str | Float32
 R = TypeVar("R")
 LARGEST_COUNT = 2**31  # what the wire carries
+CHUNK_ROWS = 256  # vectors of one message: no network keeps them waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +88,47 @@ async def ask_all(
         return [failed(value) if isinstance(value, LikewiseError) else next(replies) for value in chunk]
 
     results: list[R] = []
-    most = min(CHUNK_ITEMS, limits.max_hits // max(hits, 1))
-    chunks = cut(prepared(given.sources, given.prepare), _query_weight, limits, most=most)
+    most = max(1, limits.max_hits // max(hits, 1))
+    if isinstance(given.sources, np.ndarray):
+        chunks = _slices(given.sources, min(most, CHUNK_ROWS), limits)
+    else:
+        chunks = cut(prepared(given.sources, given.prepare), _query_weight, limits, most=min(most, CHUNK_ITEMS))
     async for _, part in in_flight(chunks, answers, window):
         results += part
     return results
+
+
+async def _slices(rows: Float32, most: int, limits: Limits) -> AsyncIterator[list[QueryValue | LikewiseError]]:
+    """Yield rows for one message after the other; they are ready as they are."""
+    step = max(1, min(most, limits.max_items, CHUNK_BYTES // max(rows.itemsize * rows.shape[1], 1)))
+    for start in range(0, len(rows), step):
+        yield list(rows[start : start + step])
 
 
 def _query_weight(value: QueryValue | LikewiseError) -> int:
     if isinstance(value, np.ndarray):
         return int(value.nbytes)
     return len(value) + 16 if isinstance(value, (bytes, str)) else 0
+
+
+def example_messages(values: Sequence[Any], ids: Sequence[str], limits: Limits) -> list[cpb.ExampleRef]:
+    """Return examples to search with: images, 1-d vectors, items and hits, then ids of stored items.
+
+    Raises what is wrong with the first that cannot be sent.
+    """
+    made = [_example(value, limits) for value in several(values, "examples")]
+    return made + [cpb.ExampleRef(id=text(item_id, "id")) for item_id in several(ids, "ids")]
+
+
+def _example(value: Any, limits: Limits) -> cpb.ExampleRef:
+    if isinstance(value, (Hit, Item)):
+        return cpb.ExampleRef(id=value.id)
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return cpb.ExampleRef(vector=value.astype("<f4").tobytes())
+    data = encoded(value, limits.max_image_bytes)
+    if isinstance(data, LikewiseError):
+        raise data
+    return cpb.ExampleRef(image=pb.Image(data=data))
 
 
 def upsert_message(item: NewItem, limits: Limits) -> tuple[cpb.UpsertItem | LikewiseError, str]:

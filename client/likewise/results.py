@@ -89,8 +89,20 @@ class Hit:
     uri: str
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Hits that have `value` (text, a number, true or false) in common, best first."""
+
+    value: str | float | bool
+    hits: tuple[Hit, ...]
+
+
 class Hits(list[Hit]):
-    """The hits of one query, best first, and how they were found."""
+    """The hits of one query, best first, and how they were found.
+
+    Of a search with `group_by`, `groups` are the groups in order of their best hits, and the list has the hits of
+    one after the other. Of one with `ids_only`, hits have an id and a score and nothing else.
+    """
 
     def __init__(
         self,
@@ -102,6 +114,7 @@ class Hits(list[Hit]):
         filtered_count: int | None = None,
         error: LikewiseError | None = None,
         timings: Timings | None = None,
+        groups: Iterable[Group] = (),
     ) -> None:
         super().__init__(hits)
         self.exact = exact
@@ -110,6 +123,53 @@ class Hits(list[Hit]):
         self.filtered_count = filtered_count
         self.error = error
         self.timings = timings or Timings()
+        self.groups = tuple(groups)
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateGroup:
+    """Items that are linked by pairs that reach the score, by id; each one's `score` is that to the first.
+
+    An item may be linked to another of the group only, and its own score be lower.
+    """
+
+    items: tuple[Hit, ...]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of its items."""
+        return tuple(item.id for item in self.items)
+
+
+class Duplicates(list[DuplicateGroup]):
+    """Groups of near-duplicates, the largest first, and how they were found.
+
+    `items` were searched for, at `min_score`. Unless `exact`, an approximate index with `measured_recall` was
+    searched and pairs may be missing; they may as well where `truncated`, the number of items with more neighbours
+    than were looked at, is not 0.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[DuplicateGroup] = (),
+        *,
+        items: int = 0,
+        min_score: float = 0.0,
+        exact: bool = True,
+        measured_recall: float | None = None,
+        truncated: int = 0,
+    ) -> None:
+        super().__init__(groups)
+        self.items = items
+        self.min_score = min_score
+        self.exact = exact
+        self.measured_recall = measured_recall
+        self.truncated = truncated
+
+    @property
+    def spare(self) -> int:
+        """How many items could go if one of each group stayed."""
+        return sum(len(group.items) - 1 for group in self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +272,29 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexState:
+    """How a collection is searched now.
+
+    `kind` is "exact", or the FAISS factory of an approximate segment of `rows` rows, which was measured to find the
+    share `measured_recall` of the true neighbours at `operating_point`; `delta` rows are compared one by one beside
+    it. `building` names the step of a build under way, of which `progress`, 0 to 1, is done.
+    """
+
+    kind: str = "exact"
+    rows: int = 0
+    delta: int = 0
+    measured_recall: float | None = None
+    operating_point: str = ""
+    building: str = ""
+    progress: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionInfo:
-    """A collection as the server describes it. `backbone` is "" for vectors from elsewhere."""
+    """A collection as the server describes it. `backbone` is "" for vectors from elsewhere.
+
+    `index`, `indexed` and `storage` are what was asked for, `state` is what is.
+    """
 
     name: str
     count: int
@@ -222,7 +303,11 @@ class CollectionInfo:
     backbone: str
     fingerprint: str
     created_at: float  # Unix seconds
-    bytes: dict[str, int]
+    bytes: dict[str, int]  # by part
+    index: str = "auto"
+    indexed: tuple[str, ...] = ()
+    storage: str = "fp32"
+    state: IndexState = field(default_factory=IndexState)
 
 
 @dataclass(frozen=True, slots=True)

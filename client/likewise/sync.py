@@ -135,6 +135,7 @@ class Collection:
         return repr(self._async).replace("AsyncCollection", "Collection")
 
     refresh = blocking(AsyncCollection.refresh)
+    update = blocking(AsyncCollection.update)
     add = blocking(AsyncCollection.add)
     add_vectors = blocking(AsyncCollection.add_vectors)
     get = blocking(AsyncCollection.get)
@@ -143,6 +144,8 @@ class Collection:
     check = blocking(AsyncCollection.check)
     search = blocking(AsyncCollection.search)
     search_many = blocking(AsyncCollection.search_many)
+    search_examples = blocking(AsyncCollection.search_examples)
+    duplicates = blocking(AsyncCollection.duplicates)
     train_head = blocking(AsyncCollection.train_head)
     head = blocking(AsyncCollection.head)
     heads = blocking(AsyncCollection.heads)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from likewise.errors import LikewiseError, ResourceExhausted, Unavailable, error_class
+from likewise.errors import DeadlineExceeded, LikewiseError, ResourceExhausted, Unavailable, error_class
 
 Reply = TypeVar("Reply")
 
@@ -78,6 +78,32 @@ class Transport:
             return replies[0]
 
         return await self._retried(once, timeout)
+
+    async def stream(self, method: Callable[..., Any], request: Any) -> AsyncGenerator[Any, None]:
+        """Yield what a server streams, for however long it does; closing this ends the call.
+
+        Only the opening is tried again: what came cannot be taken back.
+        """
+        call: Any = None
+
+        async def opened(left: float) -> Any:
+            nonlocal call
+            call = method(request)
+            async with asyncio.timeout(left):
+                return await call.read()
+
+        try:
+            message = await self._retried(opened, None)
+            while message is not grpc.aio.EOF:
+                yield message
+                message = await call.read()
+        except grpc.aio.AioRpcError as raw:
+            raise self._error(raw) from raw
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"{self.address} did not begin to answer within {self.timeout:g} s") from error
+        finally:
+            if call is not None:
+                call.cancel()
 
     async def _retried(self, call: Callable[[float], Awaitable[Reply]], timeout: float | None) -> Reply:
         deadline = time.monotonic() + (timeout or self.timeout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ async def run(
     server: str = DEFAULT_ADDRESS,
     backbone: str | None = None,
     metric: str | None = None,
+    index: str | None = None,
+    indexed: Sequence[str] | None = None,
     journal: Path | None = None,
     failures: Path | None = None,
     limit: int | None = None,
@@ -61,7 +63,9 @@ async def run(
     journal = journal or default_path(source.name, collection, server)
     failures = failures or journal.with_suffix(".failures.jsonl")
     async with AsyncClient(server, timeout=patience_s, retries=RETRIES) as client:
-        target = await open_collection(client, collection, backbone=backbone, metric=metric)
+        target = await open_collection(
+            client, collection, backbone=backbone, metric=metric, index=index, indexed=indexed
+        )
         max_bytes = (await client.info()).limits.max_image_bytes
         summary = Summary(collection, target.info.backbone, source.labels, journal=str(journal), failures=str(failures))
         with Journal(journal) as book:

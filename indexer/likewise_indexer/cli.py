@@ -25,6 +25,13 @@ def index(
     metric: Annotated[
         str | None, typer.Option(help="cosine, dot or l2, of a new collection; by default cosine.")
     ] = None,
+    index_kind: Annotated[
+        str | None, typer.Option("--index", help="auto, exact or a FAISS factory, of a new collection.")
+    ] = None,
+    indexed: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ATTRIBUTE", help="Attribute of a new collection that filters find quickly; repeatable."),
+    ] = None,
     label_from: Annotated[
         str,
         typer.Option(
@@ -79,6 +86,8 @@ def index(
             "server": server,
             "backbone": backbone,
             "metric": metric,
+            "index": index_kind,
+            "indexed": indexed,
             "journal": journal,
             "failures": failures,
             "limit": limit,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from likewise import AsyncClient, AsyncCollection
 from likewise.convert import backbone_ref
 from likewise.errors import FailedPrecondition
@@ -16,13 +18,21 @@ async def check_server(address: str) -> None:
 
 
 async def open_collection(
-    client: AsyncClient, name: str, *, backbone: str | None, metric: str | None
+    client: AsyncClient,
+    name: str,
+    *,
+    backbone: str | None,
+    metric: str | None,
+    index: str | None = None,
+    indexed: Sequence[str] | None = None,
 ) -> AsyncCollection:
-    """Return a collection, created if need be with `backbone` (by default the server's first) and `metric`.
+    """Return a collection, created if need be with `backbone` (by default the server's first) and the rest.
 
-    Raises FailedPrecondition where one exists with another backbone or metric, or for bare vectors.
+    Raises FailedPrecondition where one exists that is otherwise than asked for, or for bare vectors.
     """
-    collection = await client.create_collection(name, backbone, metric=metric or "cosine", exist_ok=True)
+    collection = await client.create_collection(
+        name, backbone, metric=metric or "cosine", exist_ok=True, index=index or "auto", indexed=indexed or ()
+    )
     info = collection.info
     if not info.backbone:
         raise FailedPrecondition(
@@ -37,5 +47,10 @@ async def open_collection(
         raise FailedPrecondition(
             f"the collection {name!r} has metric {info.metric!r}, not {metric!r}: "
             "take another name, or leave --metric out"
+        )
+    if (index is not None and info.index != index) or (indexed and not set(indexed) <= set(info.indexed)):
+        raise FailedPrecondition(
+            f"the collection {name!r} exists with index {info.index!r} and indexed attributes {list(info.indexed)}: "
+            "leave --index and --indexed out, and change it with `likewise collections update`"
         )
     return collection

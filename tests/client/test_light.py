@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,14 +38,17 @@ def test_importing_likewise_imports_nothing_at_all() -> None:
     [
         (["serve"], "torch", "pip install 'likewise[server]'"),
         (["serve"], "structlog", "pip install 'likewise[server]'"),
+        (["collections", "duplicates", "c", "--data", "data"], "faiss", "pip install 'likewise[server]'"),
     ],
 )
-def test_a_missing_extra_says_what_to_install(arguments: list[str], hidden: str, hint: str) -> None:
+def test_a_missing_extra_says_what_to_install(arguments: list[str], hidden: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "likewise.db").touch()
     code = (
         f"import sys; sys.modules[{hidden!r}] = None; sys.argv = ['likewise', *{arguments!r}]\n"
         "from likewise.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert hint in done.stderr
     assert "Traceback" not in done.stderr

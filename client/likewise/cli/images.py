@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from likewise.cli.output import (
     report_failures,
     say,
 )
+
+if TYPE_CHECKING:
+    from likewise.results import Hits
 
 Files = Annotated[list[Path], typer.Argument(help="Image files.", metavar="FILE...")]
 
@@ -61,37 +64,56 @@ def search(
     collection: InCollection,
     files: Annotated[list[Path] | None, typer.Argument(help="Image files to ask with.", metavar="[FILE...]")] = None,
     item: Annotated[str | None, typer.Option("--id", help="Ask with a stored item instead.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Hits per query.")] = 10,
+    k: Annotated[int, typer.Option("-k", help="Hits per query; with --group-by, groups.")] = 10,
     where: Where = "",
+    min_score: Annotated[float | None, typer.Option(help="Only hits that reach this score.")] = None,
+    group_by: Annotated[str, typer.Option(help="The best hits of each label, or of each value of an attribute.")] = "",
+    group_size: Annotated[int, typer.Option(min=1, help="Hits in a group.")] = 1,
+    together: Annotated[
+        bool, typer.Option("--together", help="The files are examples of one thing: one query of them all.")
+    ] = False,
+    unlike: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Counterexample; repeatable. Implies --together.")
+    ] = None,
     server: Server = ADDRESS,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest items of image files, or of a stored item."""
     if bool(files) == (item is not None):
         raise typer.BadParameter("give image files, or --id of a stored item")
+    options: dict[str, Any] = {"k": k, "where": where, "min_score": min_score}
+    options |= {"group_by": group_by, "group_size": group_size}
     with connect(server) as lw:
         pets = lw.collection(collection)
-        if files:
-            names = [str(path) for path in files]
-            found = pets.search_many(files, k=k, where=where)
+        ids = [item] if item is not None else []
+        if together or unlike:
+            names = [" + ".join(map(str, files or ids))]
+            found = [pets.search_examples(files or (), unlike or (), positive_ids=ids, **options)]
         else:
-            names = [str(item)]
-            found = pets.search_many(ids=names, k=k, where=where)
+            names = [str(name) for name in files or ids]
+            found = pets.search_many(files, ids=ids or None, **options)
     if as_json:
-        print_json(
-            [
-                {"query": name, "exact": hits.exact, "error": hits.error, "hits": list(hits)}
-                for name, hits in zip(names, found, strict=True)
-            ]
-        )
+        print_json([_hits_json(name, hits) for name, hits in zip(names, found, strict=True)])
     else:
-        rows = [
-            (name if rank == 0 else "", rank + 1, f"{hit.score:.4f}", hit.label, hit.id, hit.attributes or None)
-            for name, hits in zip(names, found, strict=True)
-            for rank, hit in enumerate(hits)
-        ]
-        print_table(("query", "#", "score", "label", "id", "attributes"), rows)
+        _print_hits(names, found, group_by)
     report_failures((name, hits.error) for name, hits in zip(names, found, strict=True) if hits.error)
+
+
+def _print_hits(names: list[str], found: list[Hits], group_by: str) -> None:
+    group = (group_by,) if group_by else ()
+    rows: list[tuple[Any, ...]] = []
+    for name, hits in zip(names, found, strict=True):
+        values = [(each.value,) for each in hits.groups for _ in each.hits] if group_by else [()] * len(hits)
+        rows += [
+            (name if rank == 1 else "", rank, *value, f"{hit.score:.4f}", hit.label, hit.id, hit.attributes or None)
+            for rank, (value, hit) in enumerate(zip(values, hits, strict=True), 1)
+        ]
+    print_table(("query", "#", *group, "score", "label", "id", "attributes"), rows)
+
+
+def _hits_json(name: str, hits: Hits) -> dict[str, Any]:
+    grouped = {"groups": hits.groups} if hits.groups else {}
+    return {"query": name, "exact": hits.exact, "error": hits.error, "hits": list(hits), **grouped}
 
 
 def classify(

@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from likewise._version import __version__
-from likewise.cli import collections, heads, images
+from likewise.cli import collections, duplicates, heads, images
 from likewise.cli.output import ADDRESS, AsJson, Server, connect, guarded, print_json, print_table
 from likewise.demo.cli import demo
 from likewise_indexer.cli import index
 from likewise_server.cli import serve
+from likewise_server.offline import find_duplicates
 from likewise_server.tune_cli import tune
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.command()(index)
 app.command()(images.embed)
 app.command()(images.search)
 app.command()(images.classify)
+collections.app.command()(duplicates.command(find_duplicates))
 app.add_typer(collections.app, name="collections")
 app.add_typer(heads.app, name="heads")
 

@@ -8,7 +8,8 @@ from html import escape
 import numpy as np
 
 from likewise.demo.fewshot import Answers
-from likewise.demo.pictures import Picture, thumbnail_uri
+from likewise.demo.page import figure
+from likewise.demo.pictures import Picture
 from likewise.demo.search import Found
 from likewise.results import Prediction
 
@@ -77,9 +78,7 @@ def _card(asked: Picture, said: Prediction, by_id: dict[str, Picture], kind: str
 
 
 def _picture(picture: Picture, caption: str, kind: str) -> str:
-    uri, text = thumbnail_uri(picture.source), escape(caption)
-    image = f'<img src="{uri}" alt="{text}">' if uri else '<span class="none">no preview</span>'
-    return f'<figure class="pic {kind}">{image}<figcaption>{text}</figcaption></figure>'
+    return figure(picture.source, caption, kind)
 
 
 def _spread(found: list[Found], most: int) -> list[Found]:

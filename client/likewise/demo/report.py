@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
-from likewise.demo import charts, gallery, words
+from likewise.demo import charts, gallery, page, words
 from likewise.demo.fewshot import DRAWS, ShotFigures
 from likewise.demo.run import BUNDLED, Figures, Outcome
 
@@ -15,18 +14,10 @@ from likewise.demo.run import BUNDLED, Figures, Outcome
 def write(outcome: Outcome, path: Path) -> Path:
     """Write the report to `path` and return it."""
     figures = outcome.figures
-    style = files("likewise.demo").joinpath("report.css").read_text("utf-8")
     body = "\n".join(
         [_head(figures), _search(outcome), _few_shot(outcome), _unknown(outcome), _speed(figures), _how(figures)]
     )
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>likewise: what the demo found</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
-    path.write_text(page, "utf-8")
-    return path.resolve()
+    return page.write(path, "likewise: what the demo found", body)
 
 
 def _head(figures: Figures) -> str:

@@ -9,6 +9,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.struct_pb2
 import google.protobuf.timestamp_pb2
 import google.rpc.status_pb2
 import likewise_proto.v1.common_pb2
@@ -43,6 +44,26 @@ METRIC_DOT: Metric.ValueType  # 2
 METRIC_L2: Metric.ValueType  # 3
 global___Metric = Metric
 
+class _Storage:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _StorageEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Storage.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    STORAGE_UNSPECIFIED: _Storage.ValueType  # 0
+    """fp32 when creating a collection"""
+    STORAGE_FP32: _Storage.ValueType  # 1
+    STORAGE_FP16: _Storage.ValueType  # 2
+
+class Storage(_Storage, metaclass=_StorageEnumTypeWrapper):
+    """Precision of the vectors that searches read; what was given is always kept in float32 as well."""
+
+STORAGE_UNSPECIFIED: Storage.ValueType  # 0
+"""fp32 when creating a collection"""
+STORAGE_FP32: Storage.ValueType  # 1
+STORAGE_FP16: Storage.ValueType  # 2
+global___Storage = Storage
+
 class _Outcome:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -61,6 +82,50 @@ OUTCOME_CREATED: Outcome.ValueType  # 1
 OUTCOME_UPDATED: Outcome.ValueType  # 2
 OUTCOME_UNCHANGED: Outcome.ValueType  # 3
 global___Outcome = Outcome
+
+@typing.final
+class IndexState(google.protobuf.message.Message):
+    """How a collection is searched now."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    DELTA_FIELD_NUMBER: builtins.int
+    MEASURED_RECALL_FIELD_NUMBER: builtins.int
+    OPERATING_POINT_FIELD_NUMBER: builtins.int
+    BUILDING_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    """"exact", or the FAISS factory of the approximate segment"""
+    rows: builtins.int
+    """in that segment"""
+    delta: builtins.int
+    """compared one by one beside it"""
+    measured_recall: builtins.float
+    """share of the true neighbours that the segment finds"""
+    operating_point: builtins.str
+    """the search parameters at which that was measured"""
+    building: builtins.str
+    """the step of a build under way; empty when none is"""
+    progress: builtins.float
+    """of that build, 0 to 1"""
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        rows: builtins.int = ...,
+        delta: builtins.int = ...,
+        measured_recall: builtins.float | None = ...,
+        operating_point: builtins.str = ...,
+        building: builtins.str = ...,
+        progress: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_measured_recall", b"_measured_recall", "measured_recall", b"measured_recall"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_measured_recall", b"_measured_recall", "building", b"building", "delta", b"delta", "kind", b"kind", "measured_recall", b"measured_recall", "operating_point", b"operating_point", "progress", b"progress", "rows", b"rows"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_measured_recall", b"_measured_recall"]) -> typing.Literal["measured_recall"] | None: ...
+
+global___IndexState = IndexState
 
 @typing.final
 class Collection(google.protobuf.message.Message):
@@ -88,9 +153,16 @@ class Collection(google.protobuf.message.Message):
     COUNT_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     BYTES_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    INDEXED_ATTRIBUTES_FIELD_NUMBER: builtins.int
+    STORAGE_FIELD_NUMBER: builtins.int
+    INDEX_STATE_FIELD_NUMBER: builtins.int
     name: builtins.str
     metric: global___Metric.ValueType
     count: builtins.int
+    index: builtins.str
+    """as asked for: "auto", "exact" or a FAISS factory"""
+    storage: global___Storage.ValueType
     @property
     def space(self) -> likewise_proto.v1.common_pb2.Space: ...
     @property
@@ -99,6 +171,10 @@ class Collection(google.protobuf.message.Message):
     def bytes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """by part"""
 
+    @property
+    def indexed_attributes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def index_state(self) -> global___IndexState: ...
     def __init__(
         self,
         *,
@@ -108,9 +184,13 @@ class Collection(google.protobuf.message.Message):
         count: builtins.int = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         bytes: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        index: builtins.str = ...,
+        indexed_attributes: collections.abc.Iterable[builtins.str] | None = ...,
+        storage: global___Storage.ValueType = ...,
+        index_state: global___IndexState | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "space", b"space"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "count", b"count", "create_time", b"create_time", "metric", b"metric", "name", b"name", "space", b"space"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "index_state", b"index_state", "space", b"space"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "count", b"count", "create_time", b"create_time", "index", b"index", "index_state", b"index_state", "indexed_attributes", b"indexed_attributes", "metric", b"metric", "name", b"name", "space", b"space", "storage", b"storage"]) -> None: ...
 
 global___Collection = Collection
 
@@ -123,15 +203,25 @@ class CreateCollectionRequest(google.protobuf.message.Message):
     DIM_FIELD_NUMBER: builtins.int
     METRIC_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    INDEXED_ATTRIBUTES_FIELD_NUMBER: builtins.int
+    STORAGE_FIELD_NUMBER: builtins.int
     name: builtins.str
     dim: builtins.int
     """vectors from elsewhere"""
     metric: global___Metric.ValueType
     request_id: builtins.str
     """the same id again returns the same collection instead of ALREADY_EXISTS"""
+    index: builtins.str
+    """"auto" (the default: exact while that is quick, then approximate), "exact", or a FAISS factory"""
+    storage: global___Storage.ValueType
     @property
     def backbone(self) -> likewise_proto.v1.common_pb2.BackboneRef:
         """items may be images or vectors of this space"""
+
+    @property
+    def indexed_attributes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """dotted names that filters find quickly"""
 
     def __init__(
         self,
@@ -141,9 +231,12 @@ class CreateCollectionRequest(google.protobuf.message.Message):
         dim: builtins.int = ...,
         metric: global___Metric.ValueType = ...,
         request_id: builtins.str = ...,
+        index: builtins.str = ...,
+        indexed_attributes: collections.abc.Iterable[builtins.str] | None = ...,
+        storage: global___Storage.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["backbone", b"backbone", "dim", b"dim", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["backbone", b"backbone", "dim", b"dim", "metric", b"metric", "name", b"name", "request_id", b"request_id", "source", b"source"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backbone", b"backbone", "dim", b"dim", "index", b"index", "indexed_attributes", b"indexed_attributes", "metric", b"metric", "name", b"name", "request_id", b"request_id", "source", b"source", "storage", b"storage"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["backbone", "dim"] | None: ...
 
 global___CreateCollectionRequest = CreateCollectionRequest
@@ -233,6 +326,66 @@ class ListCollectionsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["collections", b"collections", "next_page_token", b"next_page_token"]) -> None: ...
 
 global___ListCollectionsResponse = ListCollectionsResponse
+
+@typing.final
+class AttributeNames(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: builtins.int
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["names", b"names"]) -> None: ...
+
+global___AttributeNames = AttributeNames
+
+@typing.final
+class UpdateCollectionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    INDEXED_ATTRIBUTES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    index: builtins.str
+    """unset: as it is"""
+    @property
+    def indexed_attributes(self) -> global___AttributeNames:
+        """all of them; unset: as they are"""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        index: builtins.str | None = ...,
+        indexed_attributes: global___AttributeNames | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_index", b"_index", "index", b"index", "indexed_attributes", b"indexed_attributes"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_index", b"_index", "index", b"index", "indexed_attributes", b"indexed_attributes", "name", b"name"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_index", b"_index"]) -> typing.Literal["index"] | None: ...
+
+global___UpdateCollectionRequest = UpdateCollectionRequest
+
+@typing.final
+class UpdateCollectionResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    @property
+    def collection(self) -> global___Collection: ...
+    def __init__(
+        self,
+        *,
+        collection: global___Collection | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["collection", b"collection"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["collection", b"collection"]) -> None: ...
+
+global___UpdateCollectionResponse = UpdateCollectionResponse
 
 @typing.final
 class DeleteCollectionRequest(google.protobuf.message.Message):
@@ -573,6 +726,58 @@ class DeleteItemsResponse(google.protobuf.message.Message):
 global___DeleteItemsResponse = DeleteItemsResponse
 
 @typing.final
+class ExampleRef(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: builtins.int
+    VECTOR_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    vector: builtins.bytes
+    """dim float32 values, little-endian"""
+    id: builtins.str
+    """a stored item"""
+    @property
+    def image(self) -> likewise_proto.v1.common_pb2.Image: ...
+    def __init__(
+        self,
+        *,
+        image: likewise_proto.v1.common_pb2.Image | None = ...,
+        vector: builtins.bytes = ...,
+        id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["content", b"content", "id", b"id", "image", b"image", "vector", b"vector"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "id", b"id", "image", b"image", "vector", b"vector"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["content", b"content"]) -> typing.Literal["image", "vector", "id"] | None: ...
+
+global___ExampleRef = ExampleRef
+
+@typing.final
+class Examples(google.protobuf.message.Message):
+    """One query out of several examples, by Rocchio's formula: 2 * mean(positive) - mean(negative), and
+    mean(positive) where there are no negative ones. See docs/search.md. Stored items among them are no hits.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POSITIVE_FIELD_NUMBER: builtins.int
+    NEGATIVE_FIELD_NUMBER: builtins.int
+    @property
+    def positive(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExampleRef]:
+        """at least one"""
+
+    @property
+    def negative(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExampleRef]: ...
+    def __init__(
+        self,
+        *,
+        positive: collections.abc.Iterable[global___ExampleRef] | None = ...,
+        negative: collections.abc.Iterable[global___ExampleRef] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["negative", b"negative", "positive", b"positive"]) -> None: ...
+
+global___Examples = Examples
+
+@typing.final
 class SearchRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -580,15 +785,28 @@ class SearchRequest(google.protobuf.message.Message):
     IMAGES_FIELD_NUMBER: builtins.int
     VECTORS_FIELD_NUMBER: builtins.int
     IDS_FIELD_NUMBER: builtins.int
+    EXAMPLES_FIELD_NUMBER: builtins.int
     K_FIELD_NUMBER: builtins.int
     WHERE_FIELD_NUMBER: builtins.int
     FINGERPRINT_FIELD_NUMBER: builtins.int
+    MIN_SCORE_FIELD_NUMBER: builtins.int
+    IDS_ONLY_FIELD_NUMBER: builtins.int
+    GROUP_BY_FIELD_NUMBER: builtins.int
+    GROUP_SIZE_FIELD_NUMBER: builtins.int
     collection: builtins.str
     k: builtins.int
-    """at least 1"""
+    """at least 1; with `group_by`, of groups"""
     where: builtins.str
     fingerprint: builtins.str
-    """of `vectors`; needed where the collection has a backbone"""
+    """of vectors among the queries; needed where the collection has a backbone"""
+    min_score: builtins.float
+    """only hits that reach it, still at most k"""
+    ids_only: builtins.bool
+    """cheap: see QueryResult"""
+    group_by: builtins.str
+    """"label" or an attribute, as filters name it; items without it are left out"""
+    group_size: builtins.int
+    """hits in a group; 0 is 1"""
     @property
     def images(self) -> likewise_proto.v1.common_pb2.ImageList: ...
     @property
@@ -597,6 +815,10 @@ class SearchRequest(google.protobuf.message.Message):
     def ids(self) -> likewise_proto.v1.common_pb2.IdList:
         """stored items; each is left out of its own hits"""
 
+    @property
+    def examples(self) -> global___Examples:
+        """one query"""
+
     def __init__(
         self,
         *,
@@ -604,13 +826,21 @@ class SearchRequest(google.protobuf.message.Message):
         images: likewise_proto.v1.common_pb2.ImageList | None = ...,
         vectors: likewise_proto.v1.common_pb2.Matrix | None = ...,
         ids: likewise_proto.v1.common_pb2.IdList | None = ...,
+        examples: global___Examples | None = ...,
         k: builtins.int = ...,
         where: builtins.str = ...,
         fingerprint: builtins.str = ...,
+        min_score: builtins.float | None = ...,
+        ids_only: builtins.bool = ...,
+        group_by: builtins.str = ...,
+        group_size: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ids", b"ids", "images", b"images", "queries", b"queries", "vectors", b"vectors"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["collection", b"collection", "fingerprint", b"fingerprint", "ids", b"ids", "images", b"images", "k", b"k", "queries", b"queries", "vectors", b"vectors", "where", b"where"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["queries", b"queries"]) -> typing.Literal["images", "vectors", "ids"] | None: ...
+    def HasField(self, field_name: typing.Literal["_min_score", b"_min_score", "examples", b"examples", "ids", b"ids", "images", b"images", "min_score", b"min_score", "queries", b"queries", "vectors", b"vectors"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_min_score", b"_min_score", "collection", b"collection", "examples", b"examples", "fingerprint", b"fingerprint", "group_by", b"group_by", "group_size", b"group_size", "ids", b"ids", "ids_only", b"ids_only", "images", b"images", "k", b"k", "min_score", b"min_score", "queries", b"queries", "vectors", b"vectors", "where", b"where"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_score", b"_min_score"]) -> typing.Literal["min_score"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["queries", b"queries"]) -> typing.Literal["images", "vectors", "ids", "examples"] | None: ...
 
 global___SearchRequest = SearchRequest
 
@@ -636,11 +866,41 @@ class Hit(google.protobuf.message.Message):
 global___Hit = Hit
 
 @typing.final
+class Group(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: builtins.int
+    HITS_FIELD_NUMBER: builtins.int
+    @property
+    def value(self) -> google.protobuf.struct_pb2.Value:
+        """what its items have in common: text, a number, true or false"""
+
+    @property
+    def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Hit]:
+        """best first, at most group_size; with ids_only they have ids and scores only"""
+
+    def __init__(
+        self,
+        *,
+        value: google.protobuf.struct_pb2.Value | None = ...,
+        hits: collections.abc.Iterable[global___Hit] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["hits", b"hits", "value", b"value"]) -> None: ...
+
+global___Group = Group
+
+@typing.final
 class QueryResult(google.protobuf.message.Message):
+    """Of `hits`, `groups` and the pair `ids` and `scores` one is filled."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     HITS_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    SCORES_FIELD_NUMBER: builtins.int
     @property
     def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Hit]:
         """best first; min(k, matching) of them"""
@@ -649,14 +909,27 @@ class QueryResult(google.protobuf.message.Message):
     def error(self) -> google.rpc.status_pb2.Status:
         """set when this query failed; the others are unharmed"""
 
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Group]:
+        """with group_by: min(k, groups there are), in order of their best hits"""
+
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """With ids_only and without group_by, the hits as two columns: a message for each would cost more than finding it."""
+
+    @property
+    def scores(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
     def __init__(
         self,
         *,
         hits: collections.abc.Iterable[global___Hit] | None = ...,
         error: google.rpc.status_pb2.Status | None = ...,
+        groups: collections.abc.Iterable[global___Group] | None = ...,
+        ids: collections.abc.Iterable[builtins.str] | None = ...,
+        scores: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["error", b"error"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["error", b"error", "hits", b"hits"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "groups", b"groups", "hits", b"hits", "ids", b"ids", "scores", b"scores"]) -> None: ...
 
 global___QueryResult = QueryResult
 
@@ -704,6 +977,148 @@ class SearchResponse(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_measured_recall", b"_measured_recall"]) -> typing.Literal["measured_recall"] | None: ...
 
 global___SearchResponse = SearchResponse
+
+@typing.final
+class FindDuplicatesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    MIN_SCORE_FIELD_NUMBER: builtins.int
+    WHERE_FIELD_NUMBER: builtins.int
+    MAX_NEIGHBOURS_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    min_score: builtins.float
+    """What makes two items nearly the same. Unset: 0.95 by cosine, and by l2 the distance that this is between
+    vectors of the collection's typical length. By dot it must be given.
+    """
+    where: builtins.str
+    """only among items that match"""
+    max_neighbours: builtins.int
+    """looked at for each item; 0 is 50"""
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        min_score: builtins.float | None = ...,
+        where: builtins.str = ...,
+        max_neighbours: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_min_score", b"_min_score", "min_score", b"min_score"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_min_score", b"_min_score", "collection", b"collection", "max_neighbours", b"max_neighbours", "min_score", b"min_score", "where", b"where"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_min_score", b"_min_score"]) -> typing.Literal["min_score"] | None: ...
+
+global___FindDuplicatesRequest = FindDuplicatesRequest
+
+@typing.final
+class DuplicatesProgress(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    done: builtins.int
+    """items searched for"""
+    total: builtins.int
+    def __init__(
+        self,
+        *,
+        done: builtins.int = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["done", b"done", "total", b"total"]) -> None: ...
+
+global___DuplicatesProgress = DuplicatesProgress
+
+@typing.final
+class DuplicatesSummary(google.protobuf.message.Message):
+    """Comes before the groups."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    DUPLICATES_FIELD_NUMBER: builtins.int
+    MIN_SCORE_FIELD_NUMBER: builtins.int
+    EXACT_FIELD_NUMBER: builtins.int
+    MEASURED_RECALL_FIELD_NUMBER: builtins.int
+    TRUNCATED_FIELD_NUMBER: builtins.int
+    items: builtins.int
+    groups: builtins.int
+    duplicates: builtins.int
+    """items in groups, less one for each group"""
+    min_score: builtins.float
+    """as given or chosen"""
+    exact: builtins.bool
+    """no pair was missed for an approximate index"""
+    measured_recall: builtins.float
+    """of the approximate index"""
+    truncated: builtins.int
+    """items with more than max_neighbours neighbours, of which the rest was not looked at"""
+    def __init__(
+        self,
+        *,
+        items: builtins.int = ...,
+        groups: builtins.int = ...,
+        duplicates: builtins.int = ...,
+        min_score: builtins.float = ...,
+        exact: builtins.bool = ...,
+        measured_recall: builtins.float | None = ...,
+        truncated: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_measured_recall", b"_measured_recall", "measured_recall", b"measured_recall"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_measured_recall", b"_measured_recall", "duplicates", b"duplicates", "exact", b"exact", "groups", b"groups", "items", b"items", "measured_recall", b"measured_recall", "min_score", b"min_score", "truncated", b"truncated"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_measured_recall", b"_measured_recall"]) -> typing.Literal["measured_recall"] | None: ...
+
+global___DuplicatesSummary = DuplicatesSummary
+
+@typing.final
+class DuplicateGroup(google.protobuf.message.Message):
+    """Items linked by pairs that reach the score. Ordered by id; `score` is each one's to the first."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
+    more: builtins.bool
+    """the next message goes on with this group"""
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Hit]: ...
+    def __init__(
+        self,
+        *,
+        items: collections.abc.Iterable[global___Hit] | None = ...,
+        more: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "more", b"more"]) -> None: ...
+
+global___DuplicateGroup = DuplicateGroup
+
+@typing.final
+class FindDuplicatesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    SUMMARY_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
+    @property
+    def progress(self) -> global___DuplicatesProgress: ...
+    @property
+    def summary(self) -> global___DuplicatesSummary: ...
+    @property
+    def group(self) -> global___DuplicateGroup:
+        """largest first"""
+
+    def __init__(
+        self,
+        *,
+        progress: global___DuplicatesProgress | None = ...,
+        summary: global___DuplicatesSummary | None = ...,
+        group: global___DuplicateGroup | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "group", b"group", "progress", b"progress", "summary", b"summary"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "group", b"group", "progress", b"progress", "summary", b"summary"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["progress", "summary", "group"] | None: ...
+
+global___FindDuplicatesResponse = FindDuplicatesResponse
 
 @typing.final
 class CheckCollectionRequest(google.protobuf.message.Message):

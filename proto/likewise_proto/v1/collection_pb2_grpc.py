@@ -49,6 +49,11 @@ class CollectionServiceStub(object):
                 request_serializer=likewise_dot_v1_dot_collection__pb2.ListCollectionsRequest.SerializeToString,
                 response_deserializer=likewise_dot_v1_dot_collection__pb2.ListCollectionsResponse.FromString,
                 _registered_method=True)
+        self.UpdateCollection = channel.unary_unary(
+                '/likewise.v1.CollectionService/UpdateCollection',
+                request_serializer=likewise_dot_v1_dot_collection__pb2.UpdateCollectionRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_collection__pb2.UpdateCollectionResponse.FromString,
+                _registered_method=True)
         self.DeleteCollection = channel.unary_unary(
                 '/likewise.v1.CollectionService/DeleteCollection',
                 request_serializer=likewise_dot_v1_dot_collection__pb2.DeleteCollectionRequest.SerializeToString,
@@ -84,6 +89,11 @@ class CollectionServiceStub(object):
                 request_serializer=likewise_dot_v1_dot_collection__pb2.SearchRequest.SerializeToString,
                 response_deserializer=likewise_dot_v1_dot_collection__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.FindDuplicates = channel.unary_stream(
+                '/likewise.v1.CollectionService/FindDuplicates',
+                request_serializer=likewise_dot_v1_dot_collection__pb2.FindDuplicatesRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_collection__pb2.FindDuplicatesResponse.FromString,
+                _registered_method=True)
         self.CheckCollection = channel.unary_unary(
                 '/likewise.v1.CollectionService/CheckCollection',
                 request_serializer=likewise_dot_v1_dot_collection__pb2.CheckCollectionRequest.SerializeToString,
@@ -108,6 +118,13 @@ class CollectionServiceServicer(object):
 
     def ListCollections(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateCollection(self, request, context):
+        """Change how a collection is searched; what answers now goes on answering until the new index is built.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -155,6 +172,13 @@ class CollectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindDuplicates(self, request, context):
+        """Groups of items that are nearly the same, over the whole collection; progress while it searches.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckCollection(self, request, context):
         """Verify checksums, counts and derived files; with `repair`, rebuild what is derived.
         """
@@ -179,6 +203,11 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.ListCollections,
                     request_deserializer=likewise_dot_v1_dot_collection__pb2.ListCollectionsRequest.FromString,
                     response_serializer=likewise_dot_v1_dot_collection__pb2.ListCollectionsResponse.SerializeToString,
+            ),
+            'UpdateCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateCollection,
+                    request_deserializer=likewise_dot_v1_dot_collection__pb2.UpdateCollectionRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_collection__pb2.UpdateCollectionResponse.SerializeToString,
             ),
             'DeleteCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCollection,
@@ -214,6 +243,11 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=likewise_dot_v1_dot_collection__pb2.SearchRequest.FromString,
                     response_serializer=likewise_dot_v1_dot_collection__pb2.SearchResponse.SerializeToString,
+            ),
+            'FindDuplicates': grpc.unary_stream_rpc_method_handler(
+                    servicer.FindDuplicates,
+                    request_deserializer=likewise_dot_v1_dot_collection__pb2.FindDuplicatesRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_collection__pb2.FindDuplicatesResponse.SerializeToString,
             ),
             'CheckCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckCollection,
@@ -302,6 +336,33 @@ class CollectionService(object):
             '/likewise.v1.CollectionService/ListCollections',
             likewise_dot_v1_dot_collection__pb2.ListCollectionsRequest.SerializeToString,
             likewise_dot_v1_dot_collection__pb2.ListCollectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.v1.CollectionService/UpdateCollection',
+            likewise_dot_v1_dot_collection__pb2.UpdateCollectionRequest.SerializeToString,
+            likewise_dot_v1_dot_collection__pb2.UpdateCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -491,6 +552,33 @@ class CollectionService(object):
             '/likewise.v1.CollectionService/Search',
             likewise_dot_v1_dot_collection__pb2.SearchRequest.SerializeToString,
             likewise_dot_v1_dot_collection__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindDuplicates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/likewise.v1.CollectionService/FindDuplicates',
+            likewise_dot_v1_dot_collection__pb2.FindDuplicatesRequest.SerializeToString,
+            likewise_dot_v1_dot_collection__pb2.FindDuplicatesResponse.FromString,
             options,
             channel_credentials,
             insecure,

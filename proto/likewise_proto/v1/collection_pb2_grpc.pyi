@@ -34,6 +34,12 @@ class CollectionServiceStub:
         likewise_proto.v1.collection_pb2.ListCollectionsResponse,
     ]
 
+    UpdateCollection: grpc.UnaryUnaryMultiCallable[
+        likewise_proto.v1.collection_pb2.UpdateCollectionRequest,
+        likewise_proto.v1.collection_pb2.UpdateCollectionResponse,
+    ]
+    """Change how a collection is searched; what answers now goes on answering until the new index is built."""
+
     DeleteCollection: grpc.UnaryUnaryMultiCallable[
         likewise_proto.v1.collection_pb2.DeleteCollectionRequest,
         likewise_proto.v1.collection_pb2.DeleteCollectionResponse,
@@ -70,6 +76,12 @@ class CollectionServiceStub:
         likewise_proto.v1.collection_pb2.SearchResponse,
     ]
 
+    FindDuplicates: grpc.UnaryStreamMultiCallable[
+        likewise_proto.v1.collection_pb2.FindDuplicatesRequest,
+        likewise_proto.v1.collection_pb2.FindDuplicatesResponse,
+    ]
+    """Groups of items that are nearly the same, over the whole collection; progress while it searches."""
+
     CheckCollection: grpc.UnaryUnaryMultiCallable[
         likewise_proto.v1.collection_pb2.CheckCollectionRequest,
         likewise_proto.v1.collection_pb2.CheckCollectionResponse,
@@ -91,6 +103,12 @@ class CollectionServiceAsyncStub:
         likewise_proto.v1.collection_pb2.ListCollectionsRequest,
         likewise_proto.v1.collection_pb2.ListCollectionsResponse,
     ]
+
+    UpdateCollection: grpc.aio.UnaryUnaryMultiCallable[
+        likewise_proto.v1.collection_pb2.UpdateCollectionRequest,
+        likewise_proto.v1.collection_pb2.UpdateCollectionResponse,
+    ]
+    """Change how a collection is searched; what answers now goes on answering until the new index is built."""
 
     DeleteCollection: grpc.aio.UnaryUnaryMultiCallable[
         likewise_proto.v1.collection_pb2.DeleteCollectionRequest,
@@ -128,6 +146,12 @@ class CollectionServiceAsyncStub:
         likewise_proto.v1.collection_pb2.SearchResponse,
     ]
 
+    FindDuplicates: grpc.aio.UnaryStreamMultiCallable[
+        likewise_proto.v1.collection_pb2.FindDuplicatesRequest,
+        likewise_proto.v1.collection_pb2.FindDuplicatesResponse,
+    ]
+    """Groups of items that are nearly the same, over the whole collection; progress while it searches."""
+
     CheckCollection: grpc.aio.UnaryUnaryMultiCallable[
         likewise_proto.v1.collection_pb2.CheckCollectionRequest,
         likewise_proto.v1.collection_pb2.CheckCollectionResponse,
@@ -155,6 +179,14 @@ class CollectionServiceServicer(metaclass=abc.ABCMeta):
         request: likewise_proto.v1.collection_pb2.ListCollectionsRequest,
         context: _ServicerContext,
     ) -> typing.Union[likewise_proto.v1.collection_pb2.ListCollectionsResponse, collections.abc.Awaitable[likewise_proto.v1.collection_pb2.ListCollectionsResponse]]: ...
+
+    @abc.abstractmethod
+    def UpdateCollection(
+        self,
+        request: likewise_proto.v1.collection_pb2.UpdateCollectionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[likewise_proto.v1.collection_pb2.UpdateCollectionResponse, collections.abc.Awaitable[likewise_proto.v1.collection_pb2.UpdateCollectionResponse]]:
+        """Change how a collection is searched; what answers now goes on answering until the new index is built."""
 
     @abc.abstractmethod
     def DeleteCollection(
@@ -205,6 +237,14 @@ class CollectionServiceServicer(metaclass=abc.ABCMeta):
         request: likewise_proto.v1.collection_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> typing.Union[likewise_proto.v1.collection_pb2.SearchResponse, collections.abc.Awaitable[likewise_proto.v1.collection_pb2.SearchResponse]]: ...
+
+    @abc.abstractmethod
+    def FindDuplicates(
+        self,
+        request: likewise_proto.v1.collection_pb2.FindDuplicatesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[likewise_proto.v1.collection_pb2.FindDuplicatesResponse], collections.abc.AsyncIterator[likewise_proto.v1.collection_pb2.FindDuplicatesResponse]]:
+        """Groups of items that are nearly the same, over the whole collection; progress while it searches."""
 
     @abc.abstractmethod
     def CheckCollection(

@@ -12,20 +12,11 @@ from numpy.typing import NDArray
 
 from likewise_server.backbones.base import BackboneRef
 from likewise_server.engine.embedding import Embedder
-from likewise_server.engine.queries import (
-    ByIds,
-    Query,
-    check_space,
-    collection_ref,
-    external_fingerprint,
-    resolve,
-)
+from likewise_server.engine.queries import check_space, collection_ref, external_fingerprint
 from likewise_server.engine.timings import Timings
 from likewise_server.engine.workers import Workers
 from likewise_server.errors import InvalidArgument, LikewiseError
-from likewise_server.store.types import Attributes, CollectionInfo, Hit, Item, Metric, NewItem, Outcome, Store
-
-LARGEST_K = 10_000  # what a store answers at most
+from likewise_server.store.types import Attributes, CollectionInfo, Item, Metric, NewItem, Outcome, Storage, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +41,6 @@ class Upserted:
     timings: Timings
 
 
-@dataclass(slots=True)
-class Found:
-    """One list of hits, or one error, per query, in order, and how the search was done."""
-
-    results: list[list[Hit] | LikewiseError]
-    exact: bool
-    measured_recall: float | None
-    scanned: int
-    filtered_count: int | None
-    fingerprint: str
-    timings: Timings
-
-
 class Collections:
     """What can be done with collections."""
 
@@ -79,8 +57,14 @@ class Collections:
         dim: int = 0,
         metric: Metric = "cosine",
         request_id: str = "",
+        index: str = "auto",
+        indexed: Sequence[str] = (),
+        storage: Storage = "fp32",
     ) -> CollectionInfo:
-        """Create a collection for a backbone's feature (the default one without `dim`), or of bare vectors."""
+        """Create a collection for a backbone's feature (the default one without `dim`), or of bare vectors.
+
+        `index`, `indexed` and `storage` are those of `Store.create_collection`.
+        """
         if dim:
             fingerprint, backbone = external_fingerprint(dim), ""
         else:
@@ -94,6 +78,9 @@ class Collections:
             fingerprint=fingerprint,
             backbone=backbone,
             request_id=request_id,
+            index=index,
+            indexed=indexed,
+            storage=storage,
         )
 
     async def upsert(
@@ -159,47 +146,6 @@ class Collections:
             for i, was in zip(images, stored, strict=True)
             if was is not None and was.vector is not None and was.content_hash == hashes[i]
         }
-
-    async def search(
-        self, collection: str, query: Query, k: int, *, where: str = "", deadline: float | None = None
-    ) -> Found:
-        """Return the `k` nearest items of each query. An id's own item is left out of its hits.
-
-        Raises NotFound, InvalidArgument (k, filter) and FailedPrecondition (space) for the whole call.
-        """
-        timings = Timings()
-        info = await self._workers.run(self.store.get_collection, collection)
-        resolved = await resolve(
-            query,
-            info,
-            embedder=self._embedder,
-            store=self.store,
-            workers=self._workers,
-            timings=timings,
-            deadline=deadline,
-        )
-        usable = resolved.usable
-        own = [query.ids[i] for i in usable] if isinstance(query, ByIds) else []
-        with timings.stage("store"):
-            # One more than asked, so that leaving out the item itself still leaves k.
-            found = await self._workers.run(
-                self.store.search, collection, resolved.vectors[usable], min(k + bool(own), LARGEST_K), where=where
-            )
-        results: list[list[Hit] | LikewiseError] = [resolved.errors.get(i, []) for i in range(len(resolved.vectors))]
-        for row, i in enumerate(usable):
-            hits = found.hits[row]
-            if own:
-                hits = [hit for hit in hits if hit.item.id != own[row]][:k]
-            results[i] = hits
-        return Found(
-            results,
-            exact=found.exact,
-            measured_recall=found.measured_recall,
-            scanned=found.scanned,
-            filtered_count=found.filtered_count,
-            fingerprint=info.fingerprint,
-            timings=timings,
-        )
 
     async def get(self, collection: str, ids: Sequence[str], *, vectors: bool) -> tuple[list[Item | None], str]:
         """Return one item or None per id, in order, and the space's fingerprint."""

@@ -18,6 +18,7 @@ from likewise_server.engine.classification import Heads
 from likewise_server.engine.collections import Collections
 from likewise_server.engine.compiler import Compiler
 from likewise_server.engine.embedding import Embedder
+from likewise_server.engine.searching import Searches
 from likewise_server.engine.workers import Workers
 from likewise_server.errors import InvalidArgument, LikewiseError
 from likewise_server.images import Decoding, ImageLimits, guard
@@ -39,6 +40,7 @@ class Engine:
 
     embedder: Embedder
     collections: Collections
+    searches: Searches
     heads: Heads
     store: Store
     batcher: Batcher
@@ -132,6 +134,7 @@ def build(
     return Engine(
         embedder,
         Collections(store, embedder, workers),
+        Searches(store, embedder, workers),
         Heads(store, embedder, workers, fits),
         store,
         batcher,

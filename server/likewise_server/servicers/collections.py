@@ -8,14 +8,16 @@ from collections.abc import AsyncIterator
 from likewise_proto.v1 import collection_pb2 as cpb
 from likewise_proto.v1.collection_pb2_grpc import CollectionServiceServicer
 from likewise_server.engine.collections import Collections, Upsert
+from likewise_server.engine.duplicates import find_duplicates
 from likewise_server.engine.engine import Engine
 from likewise_server.errors import InvalidArgument, LikewiseError, Unavailable
 from likewise_server.servicers import convert
 from likewise_server.servicers.context import Context, deadline_of
+from likewise_server.servicers.hits import duplicates_reply, search_reply
 from likewise_server.servicers.limits import Limits
-from likewise_server.servicers.queries import query_from
+from likewise_server.servicers.queries import search_from
 from likewise_server.servicers.windows import SHUTTING_DOWN, in_order, until
-from likewise_server.store.types import Hit, Outcome
+from likewise_server.store.types import Outcome
 
 # Messages of one upsert stream that are embedded side by side; replies keep their order.
 UPSERTS_IN_FLIGHT = 4
@@ -33,6 +35,7 @@ class CollectionServicer(CollectionServiceServicer):
 
     def __init__(self, engine: Engine, limits: Limits, draining: asyncio.Event) -> None:
         self._collections: Collections = engine.collections
+        self._searches = engine.searches
         self._store = engine.store
         self._workers = engine.workers
         self._fits = engine.fits
@@ -54,6 +57,9 @@ class CollectionServicer(CollectionServiceServicer):
             dim=request.dim if external else 0,
             metric=convert.metric_from(request.metric),
             request_id=request.request_id,
+            index=request.index or "auto",
+            indexed=list(request.indexed_attributes),
+            storage=convert.storage_from(request.storage),
         )
         return cpb.CreateCollectionResponse(collection=convert.collection_to(info))
 
@@ -77,6 +83,20 @@ class CollectionServicer(CollectionServiceServicer):
         return cpb.ListCollectionsResponse(
             collections=[convert.collection_to(info) for info in infos], next_page_token=token
         )
+
+    async def UpdateCollection(
+        self,
+        request: cpb.UpdateCollectionRequest,
+        context: Context,  # noqa: ARG002
+    ) -> cpb.UpdateCollectionResponse:
+        """Change how a collection is searched."""
+        info = await self._workers.run(
+            self._store.alter_collection,
+            request.name,
+            index=request.index if request.HasField("index") else None,
+            indexed=list(request.indexed_attributes.names) if request.HasField("indexed_attributes") else None,
+        )
+        return cpb.UpdateCollectionResponse(collection=convert.collection_to(info))
 
     async def DeleteCollection(
         self,
@@ -210,25 +230,30 @@ class CollectionServicer(CollectionServiceServicer):
 
     async def Search(self, request: cpb.SearchRequest, context: Context) -> cpb.SearchResponse:
         """Return the nearest items of each query."""
-        self._limits.check_k(request.k)
-        found = await self._collections.search(
-            request.collection,
-            query_from(request, self._limits, request.k),
-            request.k,
-            where=request.where,
-            deadline=deadline_of(context),
-        )
-        reply = cpb.SearchResponse(
-            results=[_query_result(result) for result in found.results],
-            exact=found.exact,
-            measured_recall=found.measured_recall,
-            scanned=found.scanned,
-            filtered_count=found.filtered_count,
-            fingerprint=found.fingerprint,
-            timings=convert.timings_to(found.timings),
-        )
+        query, wanted = search_from(request, self._limits)
+        found = await self._searches.search(request.collection, query, wanted, deadline=deadline_of(context))
+        reply = search_reply(found, ids_only=wanted.ids_only)
         self._limits.check_reply(reply)
         return reply
+
+    async def FindDuplicates(
+        self,
+        request: cpb.FindDuplicatesRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[cpb.FindDuplicatesResponse]:
+        """Tell how far the search is, then what it found."""
+        events = find_duplicates(
+            self._store,
+            request.collection,
+            min_score=request.min_score if request.HasField("min_score") else None,
+            where=request.where,
+            max_neighbours=request.max_neighbours,
+        )
+        # One step at a time: whoever cancels waits for one page at most, and others get their turn between two.
+        while (event := await self._fits.run(next, events, None)) is not None:
+            yield duplicates_reply(event)
+            if self._draining.is_set():
+                raise Unavailable("the server is shutting down: ask again in a moment")
 
     async def CheckCollection(
         self,
@@ -253,9 +278,3 @@ def _upsert_item(item: cpb.UpsertItem) -> Upsert:
         uri=item.info.uri,
         content_hash=item.info.content_hash,
     )
-
-
-def _query_result(result: list[Hit] | LikewiseError) -> cpb.QueryResult:
-    if isinstance(result, LikewiseError):
-        return cpb.QueryResult(error=convert.status_of(result))
-    return cpb.QueryResult(hits=[cpb.Hit(info=convert.item_info_to(h.item), score=h.score) for h in result])

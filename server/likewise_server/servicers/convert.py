@@ -18,7 +18,7 @@ from likewise_proto.v1 import common_pb2 as pb
 from likewise_server.backbones.base import BackboneRef, Space
 from likewise_server.engine.timings import Timings
 from likewise_server.errors import InvalidArgument, LikewiseError
-from likewise_server.store.types import CollectionInfo, Item, Metric
+from likewise_server.store.types import CollectionInfo, IndexState, Item, Metric, Storage
 
 DTYPES: dict[int, np.dtype[Any]] = {pb.DTYPE_FLOAT32: np.dtype("<f4"), pb.DTYPE_FLOAT16: np.dtype("<f2")}
 POOLINGS: dict[pb.Pooling.ValueType, str] = {
@@ -36,6 +36,12 @@ METRICS: dict[int, Metric] = {
     cpb.METRIC_L2: "l2",
 }
 METRIC_NUMBERS = {"cosine": cpb.METRIC_COSINE, "dot": cpb.METRIC_DOT, "l2": cpb.METRIC_L2}
+STORAGES: dict[int, Storage] = {
+    cpb.STORAGE_UNSPECIFIED: "fp32",
+    cpb.STORAGE_FP32: "fp32",
+    cpb.STORAGE_FP16: "fp16",
+}
+STORAGE_NUMBERS = {"fp32": cpb.STORAGE_FP32, "fp16": cpb.STORAGE_FP16}
 
 
 def status_of(error: LikewiseError) -> status_pb2.Status:
@@ -130,7 +136,7 @@ def item_info_to(item: Item) -> pb.ItemInfo:
     return pb.ItemInfo(
         id=item.id,
         label=item.label,
-        attributes=attributes_to(item.attributes),
+        attributes=attributes_to(item.attributes) if item.attributes else None,
         uri=item.uri,
         content_hash=item.content_hash,
     )
@@ -153,6 +159,22 @@ def collection_to(info: CollectionInfo) -> cpb.Collection:
         count=info.count,
         create_time=time_to(info.created_at),
         bytes=info.bytes_by_part,
+        index=info.index,
+        indexed_attributes=info.indexed,
+        storage=STORAGE_NUMBERS[info.storage],
+        index_state=_state_to(info.state),
+    )
+
+
+def _state_to(state: IndexState) -> cpb.IndexState:
+    return cpb.IndexState(
+        kind=state.kind,
+        rows=state.rows,
+        delta=state.delta,
+        measured_recall=state.measured_recall,
+        operating_point=state.operating_point,
+        building=state.building,
+        progress=state.progress,
     )
 
 
@@ -173,6 +195,13 @@ def timings_to(timings: Timings) -> pb.StageTimings:
         head_ms=timings.head_s * 1e3,
         total_ms=timings.total_s() * 1e3,
     )
+
+
+def storage_from(number: int) -> Storage:
+    """Return a storage's name. Raises InvalidArgument for an unknown number."""
+    if number not in STORAGES:
+        raise InvalidArgument(f"unknown storage number {number}")
+    return STORAGES[number]
 
 
 def metric_from(number: int) -> Metric:

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from likewise_server.child import end_with_parent
-from likewise_server.store import approximate, catalog, failpoints, recall, schema, vectors
+from likewise_server.store import approximate, catalog, failpoints, items, recall, schema, vectors
 from likewise_server.store.approximate import Approximation
 from likewise_server.store.parts import BLOCK, Part, squares_of
 from likewise_server.store.segment_writer import SegmentWriter
@@ -122,6 +122,7 @@ def _write_rows(
     """Copy rows from the database; return vids, squares, and the last vid, which may be a damaged row's."""
     wanted = vectors.stored_vids(db, collection.id, after_vid)
     vids, squares, done = [np.empty(0, np.int64)], [np.empty(0, np.float32)], 0
+    ids: list[bytes] = []
     with writer.section("rows") as sink:
         for good, rows, damaged in vectors.stored_rows(db, wanted, collection.dim):
             ready: Any = vectors.searchable(rows, collection.metric)
@@ -129,15 +130,20 @@ def _write_rows(
                 ready = ready.astype(np.float16)
             sink.write(np.ascontiguousarray(ready))
             vids.append(good)
+            names = items.ids_by_vid(db, good.tolist())
+            ids += [names[vid].encode() for vid in good.tolist()]
             squares.append(squares_of(ready.astype(np.float32, copy=False)))
             if damaged:
                 vectors.log_damaged(collection.name, len(damaged))
             done += len(good) + len(damaged)
             say("copying", done / len(wanted))
-    for name, pieces in (("vids", vids), ("squares", squares)):
+    ends = np.cumsum(np.array([len(each) for each in ids], np.int64))
+    sections: dict[str, Any] = {"vids": np.concatenate(vids), "squares": np.concatenate(squares)}
+    sections |= {"ids": b"".join(ids), "id_ends": ends}
+    for name, data in sections.items():
         with writer.section(name) as sink:
-            sink.write(np.concatenate(pieces))
-    return np.concatenate(vids), np.concatenate(squares), wanted[-1] if wanted else after_vid
+            sink.write(data)
+    return sections["vids"], sections["squares"], wanted[-1] if wanted else after_vid
 
 
 def _write_codes(

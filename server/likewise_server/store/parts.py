@@ -19,6 +19,20 @@ BLOCK = 16_384
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """The ids of a segment's items, end to end in UTF-8; `ends` `(n,)` int64."""
+
+    text: memoryview
+    ends: Int64
+
+    def at(self, positions: Int64) -> list[str]:
+        """Return the ids of the items at these positions."""
+        starts = np.where(positions > 0, self.ends[np.maximum(positions - 1, 0)], 0)
+        ends = self.ends[positions]
+        return [str(self.text[start:end], "utf-8") for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """`vids` `(n,)` ascending, `rows` `(n, d)` searchable, float32 or float16, `alive` `(n,)`.
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from likewise_server.store.types import Float32, Int64, Metric
 
 KS = (10, 100, 1000)
+MOST_CANDIDATES = 8_192  # of a query, so that deep searches are tuned in the time that shallow ones take
+MOST_NEIGHBOURS = 40_000  # looked for in all, for the same reason
 MARGIN = 0.3  # of what the target leaves, by which the choosing half must do better
 LEAST_ROWS_PER_NEIGHBOUR = 10
 NOWHERE = np.iinfo(np.int64).max
@@ -69,7 +71,9 @@ def tune(
     true = truth(part, questions, ks[-1], metric, lambda done: say(0.6 * done))
     points = []
     for number, k in enumerate(ks):
-        point = _point(approximation, part, questions, true[:, :k], metric, target)
+        few = slice(0, max(40, MOST_NEIGHBOURS // k))
+        asked = Questions(questions.queries[few], questions.own[few])
+        point = _point(approximation, part, asked, true[few, :k], metric, target)
         say(0.6 + 0.4 * (number + 1) / len(ks))
         if point is None:
             break
@@ -97,7 +101,7 @@ def _point(
         harder = [effort for effort in efforts if effort > chosen.effort]
         if harder:
             chosen = chosen.model_copy(update={"effort": harder[0]})
-        elif chosen.factor < MOST_FACTOR:
+        elif chosen.factor < _factors(k)[-1]:
             chosen = chosen.model_copy(update={"factor": 2 * chosen.factor})
         else:
             return None
@@ -108,18 +112,23 @@ def _reaching(
 ) -> dict[int, int]:
     """Return for each factor that can reach the goal the least effort with which it does."""
     k = true.shape[1]
-    factors = [2**n for n in range(MOST_FACTOR.bit_length())]
+    factors = _factors(k)
     found: dict[int, int] = {}
     efforts = approximation.efforts()
     for effort, following in pairwise([*efforts, None]):
         assert effort is not None  # noqa: S101  # only what follows the last is
-        ranks = _ranks(approximation, questions, true, effort, min(k * MOST_FACTOR, rows))
+        ranks = _ranks(approximation, questions, true, effort, min(k * factors[-1], rows))
         for factor in factors:
             if factor not in found and float((ranks < k * factor).mean()) >= goal:
                 found[factor] = effort
         if following is None or (found and effort >= 4 * found[max(found)]):
             break
     return found
+
+
+def _factors(k: int) -> list[int]:
+    """Return the factors worth trying for `k`, least first."""
+    return [2**n for n in range(MOST_FACTOR.bit_length()) if n == 0 or k * 2**n <= MOST_CANDIDATES]
 
 
 def _ranks(approximation: Approximation, questions: Questions, true: Int64, effort: int, count: int) -> Int64:

@@ -7,12 +7,14 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from likewise_server.errors import FailedPrecondition, InvalidArgument, Unavailable
 from likewise_server.store import catalog, finding, items, vectors
 from likewise_server.store.filter_sql import where_clause
 from likewise_server.store.filtering import Filtering
 from likewise_server.store.filters import parse
-from likewise_server.store.types import Float32, Hit, Item, SearchResult
+from likewise_server.store.types import Float32, Hit, Int64, Item, SearchResult
 
 if TYPE_CHECKING:
     import sqlite3
@@ -79,7 +81,7 @@ class Searcher:
             recall = found.recall
             if recall is not None:
                 recall = min(recall, self._shadow.recall(collection.id) or 1.0)
-            hits = _hits(db, best, bare=bare)
+            hits = _hits(db, snapshot, best, bare=bare)
             return SearchResult(hits, recall is None, recall, found.scanned, matching)
 
     @contextmanager
@@ -103,17 +105,25 @@ class Searcher:
         raise Unavailable(f"The collection {name!r} is being written to too fast. Try again.", retry_after_s=1.0)
 
 
-def _hits(db: sqlite3.Connection, found: Sequence[Nearest], *, bare: bool) -> list[list[Hit]]:
-    wanted = {vid for vids, _ in found for vid in vids.tolist()}
-    rows = (
-        {vid: Item(ext_id, None, {}, "", "", 0.0) for vid, ext_id in items.ids_by_vid(db, wanted).items()}
-        if bare
-        else items.by_vid(db, wanted)
-    )
+def _hits(db: sqlite3.Connection, snapshot: Snapshot, found: Sequence[Nearest], *, bare: bool) -> list[list[Hit]]:
+    vids = np.unique(np.concatenate([np.empty(0, np.int64), *(vids for vids, _ in found)]))
+    rows = _bare(db, snapshot, vids) if bare else items.by_vid(db, vids.tolist())
     return [
         [Hit(rows[vid], score) for vid, score in zip(vids.tolist(), scores.tolist(), strict=True)]
         for vids, scores in found
     ]
+
+
+def _bare(db: sqlite3.Connection, snapshot: Snapshot, vids: Int64) -> dict[int, Item]:
+    """Return items with nothing but their ids: from the segments, which have them, or the database."""
+    names: dict[int, str] = {}
+    for part in snapshot.segments:
+        if part.segment is not None:
+            at = part.positions_of(vids)
+            names.update(zip(part.vids[at].tolist(), part.segment.names.at(at), strict=True))
+    if len(names) < len(vids):
+        names |= items.ids_by_vid(db, [vid for vid in vids.tolist() if vid not in names])
+    return {vid: Item(ext_id, None, {}, "", "", 0.0) for vid, ext_id in names.items()}
 
 
 def check_fingerprint(collection: Collection, fingerprint: str, what: str) -> None:

@@ -1,7 +1,8 @@
 """Segment files: immutable, and worth nothing without the row that names them.
 
-A file holds sections one after the other: `vids` int64, `squares` float32, `rows` float32 or float16, and, of
-an approximate segment, `codes`, a FAISS index over the positions of the rows. Where they begin and their
+A file holds sections one after the other: `rows` float32 or float16, `vids` int64, `squares` float32, the `ids`
+of the items and where each ends, and, of an approximate segment, `codes`, a FAISS index over the positions of
+the rows. Where they begin and their
 SHA-256 stand in the row's `meta`. A file that does not match its row is moved to `quarantine/`, and everything
 is still in the database.
 """
@@ -23,7 +24,7 @@ from pydantic import BaseModel
 
 from likewise_server.store import failpoints
 from likewise_server.store.approximate import Approximation, Point
-from likewise_server.store.parts import Part
+from likewise_server.store.parts import Names, Part
 from likewise_server.store.types import Storage
 
 if TYPE_CHECKING:
@@ -94,10 +95,11 @@ class SegmentRow:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment in use: its row, and what finds near rows without looking at all, if it has that."""
+    """A segment in use: its row, and what finds near rows without looking at all, if it has that, and ids."""
 
     row: SegmentRow
     approximation: Approximation | None
+    names: Names
 
 
 def digest_of(meta: Meta) -> str:
@@ -142,11 +144,13 @@ class SegmentFiles:
             squares = self._array(path, row.meta.sections["squares"], np.float32)
             rows: Rows = self._mapped(path, row.meta.sections["rows"], kind, dim)
             approximation = self._approximation(path, row)
+            text = self._mapped(path, row.meta.sections["ids"], np.uint8, 1)
+            names = Names(memoryview(text.reshape(-1)), self._array(path, row.meta.sections["id_ends"], np.int64))
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise DamagedSegment(f"segment {row.file}: {error}") from error
-        if not len(vids) == len(squares) == len(rows) == row.row_count:
+        if not len(vids) == len(squares) == len(rows) == len(names.ends) == row.row_count:
             raise DamagedSegment(f"segment {row.file}: it is not of this collection")
-        return Part.of(vids, rows, squares, Segment(row, approximation))
+        return Part.of(vids, rows, squares, Segment(row, approximation, names))
 
     def _array(self, path: Path, section: Section, kind: Any) -> Any:
         return np.fromfile(path, kind, section.bytes // np.dtype(kind).itemsize, offset=section.start)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from contract.store_model import Model, check_search
-from likewise_server.store import Metric, NewItem, Store, open_store
+from likewise_server.store import Metric, NewItem, Store, filtering, finding, open_store, policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,8 @@ ITEMS = st.builds(
 
 
 class StoreMachine(RuleBasedStateMachine):
+    index = "exact"
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
@@ -46,7 +49,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(metric=st.sampled_from(["cosine", "dot", "l2"]))
     def create(self, metric: Metric) -> None:
         self.model = Model(metric)
-        self.store.create_collection("c", dim=DIM, metric=metric, fingerprint="f")
+        self.store.create_collection("c", dim=DIM, metric=metric, fingerprint="f", index=self.index)
 
     @rule(items=st.lists(ITEMS, min_size=1, max_size=6))
     def upsert(self, items: Sequence[NewItem]) -> None:
@@ -70,7 +73,16 @@ class StoreMachine(RuleBasedStateMachine):
     def search(self, query: list[int], k: int, where: str, exclude: list[str]) -> None:
         queries = np.array([query, query[::-1]], np.float32)
         result = self.store.search("c", queries, k, where=where, exclude_ids=exclude)
-        check_search(self.model, result, queries, k, where, exclude)
+        if result.exact:
+            check_search(self.model, result, queries, k, where, exclude)
+            return
+        for hits, asked in zip(result.hits, queries, strict=True):
+            everything = dict(self.model.search(asked, len(self.model.items), where, exclude))
+            got = [(hit.item.id, hit.score) for hit in hits]
+            assert len(dict(got)) == len(got) == min(k, len(everything))
+            best = sorted(everything.values(), reverse=True)[: len(got)]
+            np.testing.assert_allclose([score for _, score in got], best, rtol=1e-5, atol=1e-3)
+            np.testing.assert_allclose([everything[i] for i, _ in got], best, rtol=1e-5, atol=1e-3)
 
     @rule()
     def checkpoint(self) -> None:
@@ -121,7 +133,30 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-StoreMachine.TestCase.settings = settings(
-    max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+class ApproximateMachine(StoreMachine):
+    """The same with an approximate index on a handful of rows, built in this process: its one list has them all."""
+
+    index = "IVF1,Flat"
+
+    def __init__(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(policy, "SEAL", 4)
+        self.patch.setattr(policy, "MIN_DEAD", 2)
+        self.patch.setattr(policy, "SHOWN_TO_ALL", 1)
+        self.patch.setattr(policy.Plan, "apart", False)
+        self.patch.setattr(finding, "FEW", 1)
+        self.patch.setattr(filtering, "SMALL", 2)
+        self.patch.setattr(filtering, "LEAST_MATCHING", 1)
+        super().__init__()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.patch.undo()
+
+
+for machine in (StoreMachine, ApproximateMachine):
+    machine.TestCase.settings = settings(
+        max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 TestStoreMachine = StoreMachine.TestCase
+TestApproximateMachine = ApproximateMachine.TestCase

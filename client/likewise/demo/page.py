@@ -1,0 +1,29 @@
+"""What every report is made of: one HTML file that refers to nothing outside itself, and pictures in it."""
+
+from __future__ import annotations
+
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from likewise.demo.pictures import thumbnail_uri
+
+
+def write(path: Path, title: str, body: str) -> Path:
+    """Write a page to `path` and return where it is."""
+    style = files("likewise.demo").joinpath("report.css").read_text("utf-8")
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+    path.write_text(page, "utf-8")
+    return path.resolve()
+
+
+def figure(source: bytes | Path | None, caption: str, kind: str = "") -> str:
+    """Return a picture with its caption; `kind` is asked, right, wrong or "", and chooses its frame."""
+    uri, text = thumbnail_uri(source) if source is not None else "", escape(caption)
+    image = f'<img src="{uri}" alt="{text}">' if uri else '<span class="none">no preview</span>'
+    return f'<figure class="pic {kind}">{image}<figcaption>{text}</figcaption></figure>'
