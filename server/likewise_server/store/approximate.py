@@ -6,6 +6,7 @@ with as many threads as a call's queries are worth.
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,12 @@ def compared(part: Part, queries: Float32, positions: Int64, metric: Metric) -> 
 
 def use_threads(queries: int) -> None:
     """Let FAISS use as many threads, in the thread of the caller, as so many queries are worth."""
-    faiss.omp_set_num_threads(max(1, min(os.cpu_count() or 1, queries // QUERIES_PER_THREAD)))
+    faiss.omp_set_num_threads(max(1, min(_cores(), queries // QUERIES_PER_THREAD)))
+
+
+@functools.cache
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def check_factory(spec: str, dim: int, metric: Metric) -> None:

@@ -9,6 +9,7 @@ is still in the database.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import mmap
 import os
@@ -50,7 +51,7 @@ class Section(BaseModel):
     sha256: str
 
 
-class Meta(BaseModel):
+class Meta(BaseModel, frozen=True):
     """What a row says of its file. The segment took in all items with `after_vid` < vid ≤ `last_vid`."""
 
     after_vid: int
@@ -203,13 +204,19 @@ def _digest(descriptor: int, section: Section) -> str:
     return digest.hexdigest()
 
 
+@functools.lru_cache(1024)
+def _meta(text: str) -> Meta:
+    """Return what a row says; each search looks at the rows, and they change seldom."""
+    return Meta.model_validate_json(text)
+
+
 def of_collection(db: sqlite3.Connection, collection_id: int) -> list[SegmentRow]:
     """Return the rows of a collection's segments, those with the oldest items first."""
     found = db.execute(
         f"SELECT {_COLUMNS} FROM segments WHERE collection_id = ?",  # noqa: S608
         (collection_id,),
     ).fetchall()
-    rows = [SegmentRow(*(*row, Meta.model_validate_json(meta))) for *row, meta in found]
+    rows = [SegmentRow(*(*row, _meta(text))) for *row, text in found]
     return sorted(rows, key=lambda row: row.meta.last_vid)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from likewise_server.errors import InvalidArgument
-from likewise_server.store import Metric, NewItem, SearchResult, policy
+from likewise_server.store import Metric, NewItem, SearchResult, policy, shadow
 from likewise_server.store.embedded import EmbeddedStore
 
 if TYPE_CHECKING:
@@ -332,3 +332,59 @@ def test_a_server_that_is_killed_after_a_build_has_it_or_has_not(tmp_path: Path,
         assert store.get_collection("c").state.kind.startswith("IVF")
         assert len(store.search("c", np.ones((1, 8), np.float32), 1000).hits[0]) == 600
         assert store.fsck().problems == []
+
+
+def asked_often(store: EmbeddedStore, seen: Callable[[], bool]) -> None:
+    """Search until the answers that were looked at again have had their effect."""
+    queries = vectors(400, 6)
+    ends = time.monotonic() + PATIENCE_S
+    at = 0
+    while not seen() and time.monotonic() < ends:
+        store.search("c", queries[at % 400 : at % 400 + 1], K)
+        at += 1
+        time.sleep(0.01)
+    assert seen()
+
+
+def test_real_queries_are_looked_at_again(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store._shadow, "_every_s", 0.0)
+    rows = filled(store)
+    built(store)
+    asked_often(store, lambda: store._shadow.recall(1) is not None)
+    mean = store._shadow.recall(1)
+    assert mean is not None
+    assert 0.9 < mean <= 1
+    result = store.search("c", rows[:1], K)
+    assert result.measured_recall is not None
+    assert result.measured_recall <= (store.get_collection("c").state.measured_recall or 0)
+
+
+def test_recall_that_falls_on_real_queries_has_the_index_tuned_to_them(
+    store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store._shadow, "_every_s", 0.0)
+    rows = filled(store)
+    built(store)
+    (before,) = files(store)
+    monkeypatch.setattr(shadow, "recall_of", lambda _: 0.5)
+    asked_often(store, lambda: "tuned anew" in caplog.text)
+    ends = time.monotonic() + PATIENCE_S
+    while files(store) == [before] and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert files(store) != [before]
+    assert store.get_collection("c").state.rows == len(rows)
+
+
+def files(store: EmbeddedStore) -> list[str]:
+    return sorted(path.name for path in store._files.folder.glob("*.segment"))
+
+
+def test_hits_in_full_and_bare_are_the_same(ready: tuple[EmbeddedStore, NDArray[np.float32], Metric]) -> None:
+    store, _, _ = ready
+    queries = vectors(20, 8)
+    full, bare = (store.search("c", queries, K, bare=bare) for bare in (False, True))
+    assert [[(h.item.id, h.score) for h in hits] for hits in full.hits] == [
+        [(h.item.id, h.score) for h in hits] for hits in bare.hits
+    ]
+    assert full.hits[0][0].item.attributes
+    assert not bare.hits[0][0].item.attributes
