@@ -57,8 +57,8 @@ class Approximation:
         """Return efforts worth trying, least first."""
         kind = _innermost(self.index)
         if isinstance(kind, faiss.IndexIVF):
-            return [*(2**n for n in range(int(kind.nlist).bit_length()) if 2**n < kind.nlist), int(kind.nlist)]
-        return [2**n for n in range(4, 13)] if isinstance(kind, faiss.IndexHNSW) else [0]
+            return [*(effort for effort in _ladder(1) if effort < kind.nlist), int(kind.nlist)]
+        return _ladder(16)[:16] if isinstance(kind, faiss.IndexHNSW) else [0]
 
     def candidates(self, queries: Float32, count: int, effort: int, bits: NDArray[np.uint8] | None = None) -> Int64:
         """Return `(n, count)` positions, likeliest first, -1 where there are no more; only of set `bits`, if given."""
@@ -79,6 +79,11 @@ class Approximation:
             positions, scores = np.take_along_axis(positions, best, 1), np.take_along_axis(scores, best, 1)
         order = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
+
+
+def _ladder(first: int) -> list[int]:
+    """Return efforts that grow by a half and a third in turn."""
+    return sorted({first, *(first * 2**n for n in range(16)), *(first * 3 * 2**n for n in range(16))})
 
 
 def compared(part: Part, queries: Float32, positions: Int64, metric: Metric) -> Float32:

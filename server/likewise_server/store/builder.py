@@ -16,6 +16,7 @@ from likewise_server.store import building
 from likewise_server.store.building import Said, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from likewise_server.store.policy import Plan
@@ -30,7 +31,8 @@ class Builder:
         self._data = data.resolve()
         self._reads = reads
         self._lock = threading.Lock()
-        self._processes: set[subprocess.Popen[str]] = set()
+        self._processes: dict[subprocess.Popen[str], int] = {}  # to collections
+        self._cancelled: set[subprocess.Popen[str]] = set()
         self._closing = False
         self._said: dict[int, Said] = {}
 
@@ -74,12 +76,13 @@ class Builder:
                     text=True,
                     start_new_session=True,
                 )
-                self._processes.add(process)
+                self._processes[process] = task.collection_id
             try:
                 return self._followed(process, task, words)
             finally:
                 self._kill(process)
-                self._processes.discard(process)
+                self._processes.pop(process)
+                self._cancelled.discard(process)
 
     def _followed(self, process: subprocess.Popen[str], task: Task, words: object) -> Written:
         if process.stdin is None or process.stdout is None:
@@ -96,8 +99,8 @@ class Builder:
         code = process.wait()
         words.seek(0)  # type: ignore[attr-defined]
         lines = [line.strip() for line in words if line.strip()]  # type: ignore[attr-defined]
-        if self._closing:
-            raise Unavailable("The store is closing.")
+        if self._closing or process in self._cancelled:
+            raise Unavailable("The build was given up.")
         raise RuntimeError(f"the builder ended with {code}: {lines[-1] if lines else 'it said nothing'}")
 
     def _kill(self, process: subprocess.Popen[str]) -> None:
@@ -109,11 +112,20 @@ class Builder:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
+    def cancel(self, collection_id: int) -> None:
+        """Give up what is being built of a collection in a process of its own; `build` raises Unavailable."""
+        self._end(lambda of: of == collection_id)
+
     def close(self) -> None:
-        """End what is under way; nothing that counts is lost."""
+        """Give up what is being built; nothing that counts is lost."""
         with self._lock:
             self._closing = True
-            processes = list(self._processes)
+        self._end(lambda _: True)
+
+    def _end(self, chosen: Callable[[int], bool]) -> None:
+        with self._lock:
+            processes = [process for process, of in self._processes.items() if chosen(of)]
+            self._cancelled.update(processes)
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

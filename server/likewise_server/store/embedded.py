@@ -89,6 +89,7 @@ class EmbeddedStore:
         self._shadow = Shadow(self._maintenance)
         self._searcher = Searcher(self._reads, self._maintenance, self._shadow)
         self._fsck = Fsck(self._reads, self._writer, self._files, self._indexes, self._maintenance)
+        self._maintenance.resume()
 
     def __enter__(self) -> Self:
         return self

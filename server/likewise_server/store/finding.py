@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from likewise_server.store.approximate import Point
+    from likewise_server.store.approximate import Approximation, Point
     from likewise_server.store.index import Snapshot
     from likewise_server.store.types import Bool, Float32, Metric
 
 Nearest: TypeAlias = "tuple[NDArray[np.int64], NDArray[Any]]"
-FEW = 2_000  # allowed rows of a segment that are compared one by one
+FEW = 10_000  # allowed rows of a segment that are compared one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,8 @@ def _approximately(
     """Return what an approximate index finds; None if that is fewer rows than there are."""
     if part.segment is None or part.segment.approximation is None:
         return None
-    if bits is not None:  # the fewer rows may be found, the farther they are apart
-        point = point.model_copy(update={"effort": -(-point.effort * len(part) // count)})
+    if bits is not None:
+        point = _deeper(part.segment.approximation, point, k, len(part) / count)
     positions, scores = part.segment.approximation.search(part, queries, k, point, metric, bits)
     if len(queries) and int((positions >= 0).sum(axis=1).min()) < min(k, count):
         return None
@@ -107,6 +108,13 @@ def _approximately(
     if count >= k:
         return list(zip(vids, scores, strict=True))
     return [(vid[at >= 0], score[at >= 0]) for vid, score, at in zip(vids, scores, positions, strict=True)]
+
+
+def _deeper(approximation: Approximation, point: Point, k: int, thinned: float) -> Point:
+    """Return how to find `k` of the rows that may be found: they are about the nearest k x `thinned` of all."""
+    deep = approximation.point(math.ceil(k * thinned)) or approximation.points[-1]
+    effort = max(point.effort, math.ceil(deep.effort * max(1.0, k * thinned / deep.k)))
+    return point.model_copy(update={"effort": effort})
 
 
 def _best(pieces: Sequence[Nearest], k: int) -> Nearest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from likewise_server.store.builder import Builder
     from likewise_server.store.catalog import Collection
-    from likewise_server.store.index import CollectionIndex, Indexes
+    from likewise_server.store.index import CollectionIndex, Indexes, Snapshot
     from likewise_server.store.items import Change
     from likewise_server.store.parts import Part
     from likewise_server.store.schema import ReadPool
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+QUIET_S = 2.0  # a collection that nobody searches is left alone while it is being filled
 LOAD_MOST = 65_536  # rows that are read into memory; more go into a segment first
 
 
@@ -50,6 +52,7 @@ class Maintenance:
         self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._waiting: set[int] = set()
         self._unseen: Counter[int] = Counter()  # rows written to cold collections
+        self._quiet: dict[int, float] = {}  # when nothing will have been written to them for a while
         self._anew: set[int] = set()  # collections of which all is to be built anew
         self._questions: dict[int, Float32] = {}
         self._closing = False
@@ -65,7 +68,10 @@ class Maintenance:
             if index is not None:
                 index.apply(change)
             self._unseen[change.collection_id] += len(change.vids)
-            wanted = self._unseen[change.collection_id] > LOAD_MOST
+            if self._unseen[change.collection_id] > policy.SHOWN_TO_ALL:
+                self._quiet[change.collection_id] = time.monotonic() + QUIET_S
+                self._due.put(None)
+            wanted = False
         if wanted:
             self.request(change.collection_id)
 
@@ -85,6 +91,18 @@ class Maintenance:
         self._anew.add(collection_id)
         self.request(collection_id)
 
+    def resume(self) -> None:
+        """Take up what was not built when the store was closed, or crashed."""
+        with self._reads.transaction() as db:
+            found = db.execute(
+                "SELECT collections.id FROM collections LEFT JOIN segments ON collection_id = collections.id"
+                " GROUP BY collections.id HAVING item_count - coalesce(sum(row_count), 0) > ?",
+                (policy.SHOWN_TO_ALL,),
+            ).fetchall()
+        for (collection_id,) in found:
+            self._quiet[collection_id] = time.monotonic() + QUIET_S
+        self._due.put(None)
+
     def close(self) -> None:
         """Stop; what is being built is given up."""
         self._closing = True
@@ -93,19 +111,33 @@ class Maintenance:
         self._thread.join()
 
     def _main(self) -> None:
-        while (collection_id := self._due.get()) is not None:
-            if self._closing:
-                continue
-            self._waiting.discard(collection_id)
-            try:
-                anew = collection_id in self._anew
-                self._anew.discard(collection_id)
-                self.checkpoint(collection_id, always=anew)
-            except (NotFound, Unavailable):
-                continue  # the collection, or the store, is no more
-            except Exception:
-                # Nothing is lost: the rows are in the database, and the next write asks again.
-                logger.exception("A segment could not be built; it will be tried again")
+        while not self._closing:
+            for collection_id in self._next():
+                self._try(collection_id)
+
+    def _next(self) -> list[int]:
+        """Wait for collections that want a segment; none now and then."""
+        try:
+            asked = self._due.get(timeout=QUIET_S if self._quiet else None)
+        except queue.Empty:
+            asked = None
+        now = time.monotonic()
+        quiet = [collection_id for collection_id, until in dict(self._quiet).items() if until <= now]
+        for collection_id in quiet:
+            self._quiet.pop(collection_id, None)
+        return quiet if asked is None else [asked, *quiet]
+
+    def _try(self, collection_id: int) -> None:
+        self._waiting.discard(collection_id)
+        anew = collection_id in self._anew
+        self._anew.discard(collection_id)
+        try:
+            self.checkpoint(collection_id, always=anew)
+        except (NotFound, Unavailable):
+            return  # the collection, or the store, is no more, or the build was overtaken
+        except Exception:
+            # Nothing is lost: the rows are in the database, and the next write asks again.
+            logger.exception("A segment could not be built; it will be tried again")
 
     def opened(self, collection: Collection) -> CollectionIndex:
         """Return the index of a collection, loaded if it was cold."""
@@ -145,6 +177,7 @@ class Maintenance:
 
     def _bridge(self, collection_id: int, index: CollectionIndex, after: int, missing: Int64) -> None:
         """Put rows that are too many for memory into a flat segment, then load; a better one follows behind."""
+        self._builder.cancel(collection_id)  # it would come too late
         plan = policy.Plan(after, len(missing), FLAT)
         self._publish(collection_id, self._builder.build(collection_id, plan, policy.TARGET, []), None)
         self._load(collection_id, index)
@@ -210,7 +243,7 @@ class Maintenance:
         with self._reads.transaction() as db:
             collection = catalog.find_id(db, collection_id)
             rows = segments.of_collection(db, collection_id)
-            plan = policy.whole(collection) if always else self._plan(db, collection, rows)
+            plan = policy.whole(collection) if always else self._plan(db, collection, rows, index.snapshot)
         if plan is None:
             return False
         questions = self._questions.pop(collection_id, np.empty((0, collection.dim), np.float32))
@@ -230,16 +263,15 @@ class Maintenance:
         failpoints.hit("segment.after_collect")
         return True
 
-    def _plan(self, db: sqlite3.Connection, collection: Collection, rows: list[SegmentRow]) -> policy.Plan | None:
-        """Return what to build, None where all is in order."""
-        alive = np.array(vectors.stored_vids(db, collection.id), np.int64)
+    def _plan(
+        self, db: sqlite3.Connection, collection: Collection, rows: list[SegmentRow], snapshot: Snapshot | None
+    ) -> policy.Plan | None:
+        """Return what to build, None where all is in order. Without a snapshot nobody knows of dead rows."""
         good = segments.chained(rows)
-        lasts = np.array([row.meta.last_vid for row in good], np.int64)
-        *inside, outside = np.bincount(np.searchsorted(lasts, alive), minlength=len(good) + 1).tolist()
-        sizes = [
-            policy.Size(row.row_count, max(0, row.row_count - count), row.meta.last_vid)
-            for row, count in zip(good, inside, strict=True)
-        ]
+        outside = len(vectors.stored_vids(db, collection.id, good[-1].meta.last_vid if good else 0))
+        parts = snapshot.segments if snapshot is not None else ()
+        dead = {part.segment.row.id: part.dead for part in parts if part.segment}
+        sizes = [policy.Size(row.row_count, dead.get(row.id, 0), row.meta.last_vid) for row in good]
         if not outside and len(good) == len(rows) and not any(policy.rotten(size) for size in sizes):
             return None
         return policy.plan(collection, sizes, outside)

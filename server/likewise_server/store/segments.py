@@ -160,8 +160,9 @@ class SegmentFiles:
         if not section.bytes:
             return np.empty((0, dim), kind)
         mapped: Any = np.memmap(path, kind, "r", section.start, (section.bytes // (dim * np.dtype(kind).itemsize), dim))
-        with suppress(AttributeError, OSError):  # a hint
-            mapped._mmap.madvise(mmap.MADV_RANDOM)  # noqa: SLF001
+        if section.bytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2:
+            with suppress(AttributeError, OSError):  # a hint: what is beside a row is not worth its memory
+                mapped._mmap.madvise(mmap.MADV_RANDOM)  # noqa: SLF001
         return np.asarray(mapped)
 
     def _approximation(self, path: Path, row: SegmentRow) -> Approximation | None:

@@ -6,7 +6,9 @@ Where it stays under the target, the collection's segments are tuned anew, to th
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from likewise_server.store.types import Float32, Metric
 
 EVERY_S = 5.0
+SHARE = 0.01  # of the time, at most, goes into looking
+NICENESS = 19
 KEPT = 64  # queries of each collection
 ENOUGH = 24  # of them before a mean says anything
 SHORT = 0.02  # by which recall may stay under the target before segments are tuned anew
@@ -93,11 +97,16 @@ class Shadow:
         self._thread.join()
 
     def _main(self) -> None:
+        if sys.platform == "linux":  # elsewhere this would be the priority of the whole process
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while (question := self._questions.get()) is not None:
+            began = time.monotonic()
             try:
                 self._look(question)
             except Exception:
                 logger.exception("A sampled query could not be looked at again")
+            if self._every_s:
+                self._next = time.monotonic() + max(self._every_s, (time.monotonic() - began) / SHARE)
 
     def _look(self, question: _Question) -> None:
         seen = self._seen.setdefault(question.collection_id, _Seen())
