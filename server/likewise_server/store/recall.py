@@ -67,6 +67,8 @@ def tune(
     say: Callable[[float], None],
 ) -> list[Point]:
     """Return the quickest operating point that reaches the target for each k, as far as there is one."""
+    if len(part) < 2:  # noqa: PLR2004  # one row has no neighbours
+        return []
     ks = [k for k in KS if k * LEAST_ROWS_PER_NEIGHBOUR <= len(part)] or [min(KS[0], len(part) - 1)]
     true = truth(part, questions, ks[-1], metric, lambda done: say(0.6 * done))
     points = []
