@@ -124,7 +124,10 @@ def _by_searching_deeper(
     while depth <= DEEPEST:
         found = finding.nearest(snapshot, queries, depth, collection.metric)
         good = _matching_among(
-            db, collection, np.unique(np.concatenate([vids for vids, _ in found.nearest])), condition
+            db,
+            collection,
+            np.unique(np.concatenate([np.empty(0, np.int64), *(vids for vids, _ in found.nearest)])),
+            condition,
         )
         matching = [_only(each, good) for each in found.nearest]
         if all(len(vids) >= k for vids, _ in matching) or snapshot.alive <= depth:

@@ -379,6 +379,12 @@ def files(store: EmbeddedStore) -> list[str]:
     return sorted(path.name for path in store._files.folder.glob("*.segment"))
 
 
+def test_no_queries_get_no_answers(ready: tuple[EmbeddedStore, NDArray[np.float32], Metric]) -> None:
+    store, _, _ = ready
+    for where in ("", "n >= 1500", "n < 7"):
+        assert store.search("c", np.empty((0, DIM), np.float32), K, where=where).hits == []
+
+
 def test_hits_in_full_and_bare_are_the_same(ready: tuple[EmbeddedStore, NDArray[np.float32], Metric]) -> None:
     store, _, _ = ready
     queries = vectors(20, 8)
