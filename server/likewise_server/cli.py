@@ -6,11 +6,12 @@ import asyncio
 import json
 import os
 import sys
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from likewise_server.settings_cli import read_settings
 
 EXTRA = "likewise serve needs the server's packages: pip install 'likewise[server]'"
 
@@ -50,9 +51,7 @@ def serve(
     # for each other. Read when torch is imported; whoever sets it knows better.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from pydantic import ValidationError  # the light client must not need these
-
-        from likewise_server import app, logs
+        from likewise_server import app, logs  # the light client must not need these
         from likewise_server.errors import LikewiseError
         from likewise_server.settings import Settings
     except ImportError as error:
@@ -75,15 +74,7 @@ def serve(
         "log_level": log_level,
     }
     given.update(_pairs(more or []))
-    try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    except tomllib.TOMLDecodeError as error:
-        typer.echo(f"likewise.toml cannot be read: {error}", err=True)
-        raise typer.Exit(2) from error
-    except ValidationError as error:
-        for problem in error.errors():
-            typer.echo(f"setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}", err=True)
-        raise typer.Exit(2) from error
+    settings = read_settings({name: value for name, value in given.items() if value is not None})
     unknown = set(given) - set(Settings.model_fields)
     if unknown:
         typer.echo(f"unknown setting {', '.join(sorted(unknown))}: docs/settings.md lists them", err=True)

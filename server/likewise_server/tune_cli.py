@@ -7,15 +7,13 @@ import dataclasses
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from likewise_server.settings import Settings
+from likewise_server.settings_cli import read_settings
 
 EXTRA = "likewise tune needs the server's packages: pip install 'likewise[server]'"
 
@@ -62,7 +60,7 @@ def tune(
         typer.echo(f"{EXTRA} ({error.name} is missing)", err=True)
         raise typer.Exit(2) from error
     given = {"backbone": backbone or None, "weights_dir": weights_dir, "data": data, "device": device}
-    settings = _settings({name: value for name, value in given.items() if value is not None})
+    settings = read_settings({name: value for name, value in given.items() if value is not None})
     try:
         if write:
             reports.refuse(write, force=force)  # now, not after the minute that measuring takes
@@ -97,23 +95,6 @@ def tune(
     reports.show(report)
     if write:
         typer.echo(f"written to {write}; likewise serve reads likewise.toml in the directory that it is started in")
-
-
-def _settings(given: dict[str, object]) -> Settings:
-    """Return what `likewise serve` would make of these flags. Leaves with status 2 where it would."""
-    from pydantic import ValidationError  # noqa: PLC0415  # the light client must not need it
-
-    from likewise_server.settings import Settings  # noqa: PLC0415
-
-    try:
-        return Settings(**given)  # type: ignore[arg-type]  # pydantic checks them
-    except tomllib.TOMLDecodeError as error:
-        typer.echo(f"likewise.toml cannot be read: {error}", err=True)
-        raise typer.Exit(2) from error
-    except ValidationError as error:
-        for problem in error.errors():
-            typer.echo(f"setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}", err=True)
-        raise typer.Exit(2) from error
 
 
 @contextlib.contextmanager
