@@ -726,6 +726,70 @@ class DeleteItemsResponse(google.protobuf.message.Message):
 global___DeleteItemsResponse = DeleteItemsResponse
 
 @typing.final
+class ItemLabel(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    label: builtins.str
+    """unset: takes the label away"""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        label: builtins.str | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_label", b"_label", "label", b"label"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_label", b"_label", "id", b"id", "label", b"label"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_label", b"_label"]) -> typing.Literal["label"] | None: ...
+
+global___ItemLabel = ItemLabel
+
+@typing.final
+class LabelItemsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ItemLabel]:
+        """at most Limits.max_items"""
+
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        labels: collections.abc.Iterable[global___ItemLabel] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["collection", b"collection", "labels", b"labels"]) -> None: ...
+
+global___LabelItemsRequest = LabelItemsRequest
+
+@typing.final
+class LabelItemsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHANGED_FIELD_NUMBER: builtins.int
+    MISSING_IDS_FIELD_NUMBER: builtins.int
+    changed: builtins.int
+    """items that had another label"""
+    @property
+    def missing_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """that are not in the collection"""
+
+    def __init__(
+        self,
+        *,
+        changed: builtins.int = ...,
+        missing_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changed", b"changed", "missing_ids", b"missing_ids"]) -> None: ...
+
+global___LabelItemsResponse = LabelItemsResponse
+
+@typing.final
 class ExampleRef(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -84,6 +84,11 @@ class CollectionServiceStub(object):
                 request_serializer=likewise_dot_v1_dot_collection__pb2.DeleteItemsRequest.SerializeToString,
                 response_deserializer=likewise_dot_v1_dot_collection__pb2.DeleteItemsResponse.FromString,
                 _registered_method=True)
+        self.LabelItems = channel.unary_unary(
+                '/likewise.v1.CollectionService/LabelItems',
+                request_serializer=likewise_dot_v1_dot_collection__pb2.LabelItemsRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_collection__pb2.LabelItemsResponse.FromString,
+                _registered_method=True)
         self.Search = channel.unary_unary(
                 '/likewise.v1.CollectionService/Search',
                 request_serializer=likewise_dot_v1_dot_collection__pb2.SearchRequest.SerializeToString,
@@ -166,6 +171,13 @@ class CollectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LabelItems(self, request, context):
+        """New labels for stored items; pictures and vectors stay as they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Search(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -238,6 +250,11 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.DeleteItems,
                     request_deserializer=likewise_dot_v1_dot_collection__pb2.DeleteItemsRequest.FromString,
                     response_serializer=likewise_dot_v1_dot_collection__pb2.DeleteItemsResponse.SerializeToString,
+            ),
+            'LabelItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelItems,
+                    request_deserializer=likewise_dot_v1_dot_collection__pb2.LabelItemsRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_collection__pb2.LabelItemsResponse.SerializeToString,
             ),
             'Search': grpc.unary_unary_rpc_method_handler(
                     servicer.Search,
@@ -525,6 +542,33 @@ class CollectionService(object):
             '/likewise.v1.CollectionService/DeleteItems',
             likewise_dot_v1_dot_collection__pb2.DeleteItemsRequest.SerializeToString,
             likewise_dot_v1_dot_collection__pb2.DeleteItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.v1.CollectionService/LabelItems',
+            likewise_dot_v1_dot_collection__pb2.LabelItemsRequest.SerializeToString,
+            likewise_dot_v1_dot_collection__pb2.LabelItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

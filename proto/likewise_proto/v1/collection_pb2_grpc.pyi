@@ -71,6 +71,12 @@ class CollectionServiceStub:
         likewise_proto.v1.collection_pb2.DeleteItemsResponse,
     ]
 
+    LabelItems: grpc.UnaryUnaryMultiCallable[
+        likewise_proto.v1.collection_pb2.LabelItemsRequest,
+        likewise_proto.v1.collection_pb2.LabelItemsResponse,
+    ]
+    """New labels for stored items; pictures and vectors stay as they are."""
+
     Search: grpc.UnaryUnaryMultiCallable[
         likewise_proto.v1.collection_pb2.SearchRequest,
         likewise_proto.v1.collection_pb2.SearchResponse,
@@ -140,6 +146,12 @@ class CollectionServiceAsyncStub:
         likewise_proto.v1.collection_pb2.DeleteItemsRequest,
         likewise_proto.v1.collection_pb2.DeleteItemsResponse,
     ]
+
+    LabelItems: grpc.aio.UnaryUnaryMultiCallable[
+        likewise_proto.v1.collection_pb2.LabelItemsRequest,
+        likewise_proto.v1.collection_pb2.LabelItemsResponse,
+    ]
+    """New labels for stored items; pictures and vectors stay as they are."""
 
     Search: grpc.aio.UnaryUnaryMultiCallable[
         likewise_proto.v1.collection_pb2.SearchRequest,
@@ -230,6 +242,14 @@ class CollectionServiceServicer(metaclass=abc.ABCMeta):
         request: likewise_proto.v1.collection_pb2.DeleteItemsRequest,
         context: _ServicerContext,
     ) -> typing.Union[likewise_proto.v1.collection_pb2.DeleteItemsResponse, collections.abc.Awaitable[likewise_proto.v1.collection_pb2.DeleteItemsResponse]]: ...
+
+    @abc.abstractmethod
+    def LabelItems(
+        self,
+        request: likewise_proto.v1.collection_pb2.LabelItemsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[likewise_proto.v1.collection_pb2.LabelItemsResponse, collections.abc.Awaitable[likewise_proto.v1.collection_pb2.LabelItemsResponse]]:
+        """New labels for stored items; pictures and vectors stay as they are."""
 
     @abc.abstractmethod
     def Search(

@@ -7,14 +7,45 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.struct_pb2
 import google.protobuf.timestamp_pb2
 import google.rpc.status_pb2
 import likewise_proto.v1.common_pb2
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _Views:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ViewsEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Views.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    VIEWS_UNSPECIFIED: _Views.ValueType  # 0
+    """one, as everywhere else"""
+    VIEWS_FLIP: _Views.ValueType  # 1
+    """it and its mirror image"""
+    VIEWS_CROPS: _Views.ValueType  # 2
+    """the centre and four corners, each with its mirror image"""
+
+class Views(_Views, metaclass=_ViewsEnumTypeWrapper):
+    """How many looks at a picture are averaged into its vector."""
+
+VIEWS_UNSPECIFIED: Views.ValueType  # 0
+"""one, as everywhere else"""
+VIEWS_FLIP: Views.ValueType  # 1
+"""it and its mirror image"""
+VIEWS_CROPS: Views.ValueType  # 2
+"""the centre and four corners, each with its mirror image"""
+global___Views = Views
 
 @typing.final
 class HeadMetrics(google.protobuf.message.Message):
@@ -118,10 +149,11 @@ class Head(google.protobuf.message.Message):
     WARNINGS_FIELD_NUMBER: builtins.int
     OPTIONS_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    ADAPTATION_FIELD_NUMBER: builtins.int
     name: builtins.str
     version: builtins.int
     kind: builtins.str
-    """ncm, knn, ridge, logreg: what `auto` became"""
+    """ncm, ridge, lda, logreg, knn, mlp, ensemble: what `auto` became"""
     collection: builtins.str
     reason: builtins.str
     """why `auto` chose this kind"""
@@ -139,6 +171,10 @@ class Head(google.protobuf.message.Message):
     def options(self) -> google.protobuf.struct_pb2.Struct: ...
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def adaptation(self) -> global___AdaptationReport:
+        """set where one was asked for"""
+
     def __init__(
         self,
         *,
@@ -154,11 +190,87 @@ class Head(google.protobuf.message.Message):
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
         options: google.protobuf.struct_pb2.Struct | None = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        adaptation: global___AdaptationReport | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "metrics", b"metrics", "options", b"options", "space", b"space"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["class_counts", b"class_counts", "classes", b"classes", "collection", b"collection", "create_time", b"create_time", "kind", b"kind", "metrics", b"metrics", "name", b"name", "options", b"options", "reason", b"reason", "space", b"space", "version", b"version", "warnings", b"warnings"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "metrics", b"metrics", "options", b"options", "space", b"space"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adaptation", b"adaptation", "class_counts", b"class_counts", "classes", b"classes", "collection", b"collection", "create_time", b"create_time", "kind", b"kind", "metrics", b"metrics", "name", b"name", "options", b"options", "reason", b"reason", "space", b"space", "version", b"version", "warnings", b"warnings"]) -> None: ...
 
 global___Head = Head
+
+@typing.final
+class Adaptation(google.protobuf.message.Message):
+    """Carry what was learnt on one set of pictures over to another kind of them: photographs to drawings, say."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
+    TARGET_WHERE_FIELD_NUMBER: builtins.int
+    method: builtins.str
+    """center, coral or ot: see docs/heads.md"""
+    target: builtins.str
+    """a collection of the same space, with or without labels; empty: this one"""
+    target_where: builtins.str
+    """its items that stand for the target"""
+    def __init__(
+        self,
+        *,
+        method: builtins.str = ...,
+        target: builtins.str = ...,
+        target_where: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["method", b"method", "target", b"target", "target_where", b"target_where"]) -> None: ...
+
+global___Adaptation = Adaptation
+
+@typing.final
+class AdaptationReport(google.protobuf.message.Message):
+    """What an adaptation did, measured on those target items that have a label the head knows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: builtins.int
+    SOURCE_ITEMS_FIELD_NUMBER: builtins.int
+    TARGET_ITEMS_FIELD_NUMBER: builtins.int
+    MEASURED_ITEMS_FIELD_NUMBER: builtins.int
+    ACCURACY_BEFORE_FIELD_NUMBER: builtins.int
+    ACCURACY_AFTER_FIELD_NUMBER: builtins.int
+    GAIN_LOW_FIELD_NUMBER: builtins.int
+    GAIN_HIGH_FIELD_NUMBER: builtins.int
+    method: builtins.str
+    source_items: builtins.int
+    target_items: builtins.int
+    measured_items: builtins.int
+    """0: the target has no such labels, and nothing below is set"""
+    accuracy_before: builtins.float
+    accuracy_after: builtins.float
+    gain_low: builtins.float
+    """95 % interval of the paired difference"""
+    gain_high: builtins.float
+    def __init__(
+        self,
+        *,
+        method: builtins.str = ...,
+        source_items: builtins.int = ...,
+        target_items: builtins.int = ...,
+        measured_items: builtins.int = ...,
+        accuracy_before: builtins.float | None = ...,
+        accuracy_after: builtins.float | None = ...,
+        gain_low: builtins.float | None = ...,
+        gain_high: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_accuracy_after", b"_accuracy_after", "_accuracy_before", b"_accuracy_before", "_gain_high", b"_gain_high", "_gain_low", b"_gain_low", "accuracy_after", b"accuracy_after", "accuracy_before", b"accuracy_before", "gain_high", b"gain_high", "gain_low", b"gain_low"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_accuracy_after", b"_accuracy_after", "_accuracy_before", b"_accuracy_before", "_gain_high", b"_gain_high", "_gain_low", b"_gain_low", "accuracy_after", b"accuracy_after", "accuracy_before", b"accuracy_before", "gain_high", b"gain_high", "gain_low", b"gain_low", "measured_items", b"measured_items", "method", b"method", "source_items", b"source_items", "target_items", b"target_items"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_accuracy_after", b"_accuracy_after"]) -> typing.Literal["accuracy_after"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_accuracy_before", b"_accuracy_before"]) -> typing.Literal["accuracy_before"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_gain_high", b"_gain_high"]) -> typing.Literal["gain_high"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_gain_low", b"_gain_low"]) -> typing.Literal["gain_low"] | None: ...
+
+global___AdaptationReport = AdaptationReport
 
 @typing.final
 class TrainHeadRequest(google.protobuf.message.Message):
@@ -173,6 +285,9 @@ class TrainHeadRequest(google.protobuf.message.Message):
     EXAMPLES_ONLY_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     FINGERPRINT_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    ADAPTATION_FIELD_NUMBER: builtins.int
+    VIEWS_FIELD_NUMBER: builtins.int
     collection: builtins.str
     name: builtins.str
     kind: builtins.str
@@ -184,6 +299,8 @@ class TrainHeadRequest(google.protobuf.message.Message):
     """the same id again returns the same version"""
     fingerprint: builtins.str
     """of the vectors in `examples`; needed where the collection has a backbone"""
+    views: global___Views.ValueType
+    """of the images in `examples`"""
     @property
     def options(self) -> google.protobuf.struct_pb2.Struct:
         """of the kind; see docs/heads.md"""
@@ -192,6 +309,12 @@ class TrainHeadRequest(google.protobuf.message.Message):
     def examples(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Example]:
         """labelled vectors to train on as well as, or instead of, stored items"""
 
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """train on these labelled items; empty: all that match `where`"""
+
+    @property
+    def adaptation(self) -> global___Adaptation: ...
     def __init__(
         self,
         *,
@@ -204,9 +327,12 @@ class TrainHeadRequest(google.protobuf.message.Message):
         examples_only: builtins.bool = ...,
         request_id: builtins.str = ...,
         fingerprint: builtins.str = ...,
+        ids: collections.abc.Iterable[builtins.str] | None = ...,
+        adaptation: global___Adaptation | None = ...,
+        views: global___Views.ValueType = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["collection", b"collection", "examples", b"examples", "examples_only", b"examples_only", "fingerprint", b"fingerprint", "kind", b"kind", "name", b"name", "options", b"options", "request_id", b"request_id", "where", b"where"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["adaptation", b"adaptation", "options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adaptation", b"adaptation", "collection", b"collection", "examples", b"examples", "examples_only", b"examples_only", "fingerprint", b"fingerprint", "ids", b"ids", "kind", b"kind", "name", b"name", "options", b"options", "request_id", b"request_id", "views", b"views", "where", b"where"]) -> None: ...
 
 global___TrainHeadRequest = TrainHeadRequest
 
@@ -386,6 +512,7 @@ class ClassifyRequest(google.protobuf.message.Message):
     ACCEPT_ALL_FIELD_NUMBER: builtins.int
     NEIGHBOURS_FIELD_NUMBER: builtins.int
     FINGERPRINT_FIELD_NUMBER: builtins.int
+    VIEWS_FIELD_NUMBER: builtins.int
     collection: builtins.str
     head: builtins.str
     version: builtins.int
@@ -396,6 +523,8 @@ class ClassifyRequest(google.protobuf.message.Message):
     """nearest training items to return with each answer"""
     fingerprint: builtins.str
     """of `vectors`; needed where the collection has a backbone"""
+    views: global___Views.ValueType
+    """of `images`"""
     @property
     def images(self) -> likewise_proto.v1.common_pb2.ImageList: ...
     @property
@@ -414,9 +543,10 @@ class ClassifyRequest(google.protobuf.message.Message):
         accept_all: builtins.bool = ...,
         neighbours: builtins.int = ...,
         fingerprint: builtins.str = ...,
+        views: global___Views.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["ids", b"ids", "images", b"images", "queries", b"queries", "vectors", b"vectors"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accept_all", b"accept_all", "collection", b"collection", "fingerprint", b"fingerprint", "head", b"head", "ids", b"ids", "images", b"images", "neighbours", b"neighbours", "queries", b"queries", "vectors", b"vectors", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accept_all", b"accept_all", "collection", b"collection", "fingerprint", b"fingerprint", "head", b"head", "ids", b"ids", "images", b"images", "neighbours", b"neighbours", "queries", b"queries", "vectors", b"vectors", "version", b"version", "views", b"views"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["queries", b"queries"]) -> typing.Literal["images", "vectors", "ids"] | None: ...
 
 global___ClassifyRequest = ClassifyRequest
@@ -603,6 +733,9 @@ class EvaluateHeadResponse(google.protobuf.message.Message):
     COVERAGES_FIELD_NUMBER: builtins.int
     ACCURACIES_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
+    RELIABILITY_FIELD_NUMBER: builtins.int
+    REJECTION_AUROC_FIELD_NUMBER: builtins.int
+    MISTAKES_FIELD_NUMBER: builtins.int
     version: builtins.int
     items: builtins.int
     known_items: builtins.int
@@ -621,6 +754,8 @@ class EvaluateHeadResponse(google.protobuf.message.Message):
     """known items called unknown"""
     unknown_accept_rate: builtins.float
     """other items that were not"""
+    rejection_auroc: builtins.float
+    """how well novelty parts known items from the others"""
     @property
     def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ClassReport]: ...
     @property
@@ -641,6 +776,14 @@ class EvaluateHeadResponse(google.protobuf.message.Message):
 
     @property
     def timings(self) -> likewise_proto.v1.common_pb2.StageTimings: ...
+    @property
+    def reliability(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ReliabilityBin]:
+        """of the known items; empty bins are left out"""
+
+    @property
+    def mistakes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ConfusedItem]:
+        """the surest wrong answers, at most 50"""
+
     def __init__(
         self,
         *,
@@ -661,9 +804,12 @@ class EvaluateHeadResponse(google.protobuf.message.Message):
         coverages: collections.abc.Iterable[builtins.float] | None = ...,
         accuracies: collections.abc.Iterable[builtins.float] | None = ...,
         timings: likewise_proto.v1.common_pb2.StageTimings | None = ...,
+        reliability: collections.abc.Iterable[global___ReliabilityBin] | None = ...,
+        rejection_auroc: builtins.float | None = ...,
+        mistakes: collections.abc.Iterable[global___ConfusedItem] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_ece", b"_ece", "_false_reject_rate", b"_false_reject_rate", "_macro_f1", b"_macro_f1", "_unknown_accept_rate", b"_unknown_accept_rate", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "ece", b"ece", "false_reject_rate", b"false_reject_rate", "macro_f1", b"macro_f1", "timings", b"timings", "unknown_accept_rate", b"unknown_accept_rate"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_ece", b"_ece", "_false_reject_rate", b"_false_reject_rate", "_macro_f1", b"_macro_f1", "_unknown_accept_rate", b"_unknown_accept_rate", "accuracies", b"accuracies", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "classes", b"classes", "confusion", b"confusion", "coverages", b"coverages", "ece", b"ece", "false_reject_rate", b"false_reject_rate", "items", b"items", "known_items", b"known_items", "labels", b"labels", "macro_f1", b"macro_f1", "timings", b"timings", "training_items", b"training_items", "unknown_accept_rate", b"unknown_accept_rate", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_ece", b"_ece", "_false_reject_rate", b"_false_reject_rate", "_macro_f1", b"_macro_f1", "_rejection_auroc", b"_rejection_auroc", "_unknown_accept_rate", b"_unknown_accept_rate", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "ece", b"ece", "false_reject_rate", b"false_reject_rate", "macro_f1", b"macro_f1", "rejection_auroc", b"rejection_auroc", "timings", b"timings", "unknown_accept_rate", b"unknown_accept_rate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_ece", b"_ece", "_false_reject_rate", b"_false_reject_rate", "_macro_f1", b"_macro_f1", "_rejection_auroc", b"_rejection_auroc", "_unknown_accept_rate", b"_unknown_accept_rate", "accuracies", b"accuracies", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "classes", b"classes", "confusion", b"confusion", "coverages", b"coverages", "ece", b"ece", "false_reject_rate", b"false_reject_rate", "items", b"items", "known_items", b"known_items", "labels", b"labels", "macro_f1", b"macro_f1", "mistakes", b"mistakes", "rejection_auroc", b"rejection_auroc", "reliability", b"reliability", "timings", b"timings", "training_items", b"training_items", "unknown_accept_rate", b"unknown_accept_rate", "version", b"version"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_accuracy", b"_accuracy"]) -> typing.Literal["accuracy"] | None: ...
     @typing.overload
@@ -677,6 +823,632 @@ class EvaluateHeadResponse(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_macro_f1", b"_macro_f1"]) -> typing.Literal["macro_f1"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_rejection_auroc", b"_rejection_auroc"]) -> typing.Literal["rejection_auroc"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_unknown_accept_rate", b"_unknown_accept_rate"]) -> typing.Literal["unknown_accept_rate"] | None: ...
 
 global___EvaluateHeadResponse = EvaluateHeadResponse
+
+@typing.final
+class ReliabilityBin(google.protobuf.message.Message):
+    """Items whose score lies in one of fifteen equal ranges."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCORE_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    ITEMS_FIELD_NUMBER: builtins.int
+    score: builtins.float
+    """their mean score"""
+    accuracy: builtins.float
+    """how many of them were right"""
+    items: builtins.int
+    def __init__(
+        self,
+        *,
+        score: builtins.float = ...,
+        accuracy: builtins.float = ...,
+        items: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "items", b"items", "score", b"score"]) -> None: ...
+
+global___ReliabilityBin = ReliabilityBin
+
+@typing.final
+class ConfusedItem(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    ANSWER_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    URI_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    label: builtins.str
+    answer: builtins.str
+    score: builtins.float
+    uri: builtins.str
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        label: builtins.str = ...,
+        answer: builtins.str = ...,
+        score: builtins.float = ...,
+        uri: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answer", b"answer", "id", b"id", "label", b"label", "score", b"score", "uri", b"uri"]) -> None: ...
+
+global___ConfusedItem = ConfusedItem
+
+@typing.final
+class UpdateHeadRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    WHERE_FIELD_NUMBER: builtins.int
+    ADD_IDS_FIELD_NUMBER: builtins.int
+    EXAMPLES_FIELD_NUMBER: builtins.int
+    REMOVE_IDS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
+    VIEWS_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    name: builtins.str
+    version: builtins.int
+    """to start from; 0: the latest"""
+    where: builtins.str
+    """add the labelled items that match"""
+    request_id: builtins.str
+    """the same id again returns the same version"""
+    fingerprint: builtins.str
+    """of the vectors in `examples`; needed where the collection has a backbone"""
+    views: global___Views.ValueType
+    """of the images in `examples`"""
+    @property
+    def add_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """add these labelled items"""
+
+    @property
+    def examples(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Example]:
+        """add these"""
+
+    @property
+    def remove_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """forget these training items"""
+
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        name: builtins.str = ...,
+        version: builtins.int = ...,
+        where: builtins.str = ...,
+        add_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        examples: collections.abc.Iterable[global___Example] | None = ...,
+        remove_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        request_id: builtins.str = ...,
+        fingerprint: builtins.str = ...,
+        views: global___Views.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["add_ids", b"add_ids", "collection", b"collection", "examples", b"examples", "fingerprint", b"fingerprint", "name", b"name", "remove_ids", b"remove_ids", "request_id", b"request_id", "version", b"version", "views", b"views", "where", b"where"]) -> None: ...
+
+global___UpdateHeadRequest = UpdateHeadRequest
+
+@typing.final
+class UpdateHeadResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: builtins.int
+    TIMINGS_FIELD_NUMBER: builtins.int
+    @property
+    def head(self) -> global___Head: ...
+    @property
+    def timings(self) -> likewise_proto.v1.common_pb2.StageTimings: ...
+    def __init__(
+        self,
+        *,
+        head: global___Head | None = ...,
+        timings: likewise_proto.v1.common_pb2.StageTimings | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["head", b"head", "timings", b"timings"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["head", b"head", "timings", b"timings"]) -> None: ...
+
+global___UpdateHeadResponse = UpdateHeadResponse
+
+@typing.final
+class RankBackbonesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BACKBONES_FIELD_NUMBER: builtins.int
+    COLLECTIONS_FIELD_NUMBER: builtins.int
+    EXAMPLES_FIELD_NUMBER: builtins.int
+    @property
+    def backbones(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[likewise_proto.v1.common_pb2.BackboneRef]:
+        """in the first message; empty: all that are served"""
+
+    @property
+    def collections(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """in the first message, instead of examples: compare these as they are"""
+
+    @property
+    def examples(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Example]:
+        """labelled images"""
+
+    def __init__(
+        self,
+        *,
+        backbones: collections.abc.Iterable[likewise_proto.v1.common_pb2.BackboneRef] | None = ...,
+        collections: collections.abc.Iterable[builtins.str] | None = ...,
+        examples: collections.abc.Iterable[global___Example] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backbones", b"backbones", "collections", b"collections", "examples", b"examples"]) -> None: ...
+
+global___RankBackbonesRequest = RankBackbonesRequest
+
+@typing.final
+class RankedBackbone(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BACKBONE_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
+    DIM_FIELD_NUMBER: builtins.int
+    COLLECTION_FIELD_NUMBER: builtins.int
+    KNN_ACCURACY_FIELD_NUMBER: builtins.int
+    KNN_LOW_FIELD_NUMBER: builtins.int
+    KNN_HIGH_FIELD_NUMBER: builtins.int
+    RIDGE_ACCURACY_FIELD_NUMBER: builtins.int
+    RIDGE_LOW_FIELD_NUMBER: builtins.int
+    RIDGE_HIGH_FIELD_NUMBER: builtins.int
+    LOG_ME_FIELD_NUMBER: builtins.int
+    H_SCORE_FIELD_NUMBER: builtins.int
+    MS_PER_IMAGE_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    fingerprint: builtins.str
+    dim: builtins.int
+    collection: builtins.str
+    """where its vectors came from, if from one"""
+    knn_accuracy: builtins.float
+    """leave-one-out"""
+    knn_low: builtins.float
+    """95 % interval"""
+    knn_high: builtins.float
+    ridge_accuracy: builtins.float
+    """leave-one-out"""
+    ridge_low: builtins.float
+    ridge_high: builtins.float
+    log_me: builtins.float
+    h_score: builtins.float
+    """regularised"""
+    ms_per_image: builtins.float
+    """of this run, decoding included; unset for collections"""
+    @property
+    def backbone(self) -> likewise_proto.v1.common_pb2.BackboneRef: ...
+    @property
+    def error(self) -> google.rpc.status_pb2.Status:
+        """set where this one could not be measured"""
+
+    def __init__(
+        self,
+        *,
+        backbone: likewise_proto.v1.common_pb2.BackboneRef | None = ...,
+        fingerprint: builtins.str = ...,
+        dim: builtins.int = ...,
+        collection: builtins.str = ...,
+        knn_accuracy: builtins.float = ...,
+        knn_low: builtins.float = ...,
+        knn_high: builtins.float = ...,
+        ridge_accuracy: builtins.float = ...,
+        ridge_low: builtins.float = ...,
+        ridge_high: builtins.float = ...,
+        log_me: builtins.float = ...,
+        h_score: builtins.float = ...,
+        ms_per_image: builtins.float | None = ...,
+        error: google.rpc.status_pb2.Status | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_ms_per_image", b"_ms_per_image", "backbone", b"backbone", "error", b"error", "ms_per_image", b"ms_per_image"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_ms_per_image", b"_ms_per_image", "backbone", b"backbone", "collection", b"collection", "dim", b"dim", "error", b"error", "fingerprint", b"fingerprint", "h_score", b"h_score", "knn_accuracy", b"knn_accuracy", "knn_high", b"knn_high", "knn_low", b"knn_low", "log_me", b"log_me", "ms_per_image", b"ms_per_image", "ridge_accuracy", b"ridge_accuracy", "ridge_high", b"ridge_high", "ridge_low", b"ridge_low"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_ms_per_image", b"_ms_per_image"]) -> typing.Literal["ms_per_image"] | None: ...
+
+global___RankedBackbone = RankedBackbone
+
+@typing.final
+class RankBackbonesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RANKED_FIELD_NUMBER: builtins.int
+    ITEMS_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
+    CHANCE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    ERRORS_FIELD_NUMBER: builtins.int
+    TIMINGS_FIELD_NUMBER: builtins.int
+    items: builtins.int
+    """that all of them were measured on"""
+    classes: builtins.int
+    chance: builtins.float
+    reason: builtins.str
+    """why the first is first, or that the difference is within the noise"""
+    @property
+    def ranked(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RankedBackbone]:
+        """best first"""
+
+    @property
+    def errors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[likewise_proto.v1.common_pb2.ItemError]:
+        """images that could not be read, by position in the stream"""
+
+    @property
+    def timings(self) -> likewise_proto.v1.common_pb2.StageTimings: ...
+    def __init__(
+        self,
+        *,
+        ranked: collections.abc.Iterable[global___RankedBackbone] | None = ...,
+        items: builtins.int = ...,
+        classes: builtins.int = ...,
+        chance: builtins.float = ...,
+        reason: builtins.str = ...,
+        errors: collections.abc.Iterable[likewise_proto.v1.common_pb2.ItemError] | None = ...,
+        timings: likewise_proto.v1.common_pb2.StageTimings | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["timings", b"timings"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chance", b"chance", "classes", b"classes", "errors", b"errors", "items", b"items", "ranked", b"ranked", "reason", b"reason", "timings", b"timings"]) -> None: ...
+
+global___RankBackbonesResponse = RankBackbonesResponse
+
+@typing.final
+class ReviewLabelsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    WHERE_FIELD_NUMBER: builtins.int
+    ERRORS_FIELD_NUMBER: builtins.int
+    NEXT_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    where: builtins.str
+    errors: builtins.int
+    """how many doubtful labels to return; 0: 50"""
+    next: builtins.int
+    """how many items to label next; 0: 20"""
+    kind: builtins.str
+    """of the head that judges; empty: auto"""
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        where: builtins.str = ...,
+        errors: builtins.int = ...,
+        next: builtins.int = ...,
+        kind: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["collection", b"collection", "errors", b"errors", "kind", b"kind", "next", b"next", "where", b"where"]) -> None: ...
+
+global___ReviewLabelsRequest = ReviewLabelsRequest
+
+@typing.final
+class DoubtfulLabel(google.protobuf.message.Message):
+    """A label that a head trained without the item disagrees with."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    SUGGESTED_FIELD_NUMBER: builtins.int
+    LABEL_PROBABILITY_FIELD_NUMBER: builtins.int
+    SUGGESTED_PROBABILITY_FIELD_NUMBER: builtins.int
+    URI_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    label: builtins.str
+    suggested: builtins.str
+    label_probability: builtins.float
+    suggested_probability: builtins.float
+    uri: builtins.str
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        label: builtins.str = ...,
+        suggested: builtins.str = ...,
+        label_probability: builtins.float = ...,
+        suggested_probability: builtins.float = ...,
+        uri: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "label", b"label", "label_probability", b"label_probability", "suggested", b"suggested", "suggested_probability", b"suggested_probability", "uri", b"uri"]) -> None: ...
+
+global___DoubtfulLabel = DoubtfulLabel
+
+@typing.final
+class LabelNext(google.protobuf.message.Message):
+    """An unlabelled item whose label would tell much."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    GUESS_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    URI_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    guess: builtins.str
+    score: builtins.float
+    """of the guess"""
+    reason: builtins.str
+    """"typical": like many that have no label; "uncertain": between two classes"""
+    uri: builtins.str
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        guess: builtins.str = ...,
+        score: builtins.float = ...,
+        reason: builtins.str = ...,
+        uri: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guess", b"guess", "id", b"id", "reason", b"reason", "score", b"score", "uri", b"uri"]) -> None: ...
+
+global___LabelNext = LabelNext
+
+@typing.final
+class ConfusedClasses(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: builtins.int
+    TAKEN_FOR_FIELD_NUMBER: builtins.int
+    ITEMS_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    label: builtins.str
+    taken_for: builtins.str
+    items: builtins.int
+    share: builtins.float
+    """of the items with `label`"""
+    def __init__(
+        self,
+        *,
+        label: builtins.str = ...,
+        taken_for: builtins.str = ...,
+        items: builtins.int = ...,
+        share: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "label", b"label", "share", b"share", "taken_for", b"taken_for"]) -> None: ...
+
+global___ConfusedClasses = ConfusedClasses
+
+@typing.final
+class ReviewLabelsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DOUBTFUL_FIELD_NUMBER: builtins.int
+    NEXT_FIELD_NUMBER: builtins.int
+    CONFUSED_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    METRICS_FIELD_NUMBER: builtins.int
+    LABELLED_FIELD_NUMBER: builtins.int
+    UNLABELLED_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
+    TIMINGS_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    labelled: builtins.int
+    unlabelled: builtins.int
+    @property
+    def doubtful(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DoubtfulLabel]:
+        """the surest first"""
+
+    @property
+    def next(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LabelNext]:
+        """in the order to label them"""
+
+    @property
+    def confused(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ConfusedClasses]:
+        """the most frequent first"""
+
+    @property
+    def metrics(self) -> global___HeadMetrics: ...
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def timings(self) -> likewise_proto.v1.common_pb2.StageTimings: ...
+    def __init__(
+        self,
+        *,
+        doubtful: collections.abc.Iterable[global___DoubtfulLabel] | None = ...,
+        next: collections.abc.Iterable[global___LabelNext] | None = ...,
+        confused: collections.abc.Iterable[global___ConfusedClasses] | None = ...,
+        kind: builtins.str = ...,
+        metrics: global___HeadMetrics | None = ...,
+        labelled: builtins.int = ...,
+        unlabelled: builtins.int = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        timings: likewise_proto.v1.common_pb2.StageTimings | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["metrics", b"metrics", "timings", b"timings"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["confused", b"confused", "doubtful", b"doubtful", "kind", b"kind", "labelled", b"labelled", "metrics", b"metrics", "next", b"next", "timings", b"timings", "unlabelled", b"unlabelled", "warnings", b"warnings"]) -> None: ...
+
+global___ReviewLabelsResponse = ReviewLabelsResponse
+
+@typing.final
+class SelectSourceRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    WHERE_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
+    TARGET_WHERE_FIELD_NUMBER: builtins.int
+    KEEP_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    """whose labelled items are to be trained on"""
+    where: builtins.str
+    target: builtins.str
+    """a collection of the same space that stands for what the head will see"""
+    target_where: builtins.str
+    keep: builtins.float
+    """share of the rightly classified items to keep, the nearest to the target; unset: 0.5"""
+    kind: builtins.str
+    """of the head that judges; empty: auto"""
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        where: builtins.str = ...,
+        target: builtins.str = ...,
+        target_where: builtins.str = ...,
+        keep: builtins.float | None = ...,
+        kind: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_keep", b"_keep", "keep", b"keep"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_keep", b"_keep", "collection", b"collection", "keep", b"keep", "kind", b"kind", "target", b"target", "target_where", b"target_where", "where", b"where"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_keep", b"_keep"]) -> typing.Literal["keep"] | None: ...
+
+global___SelectSourceRequest = SelectSourceRequest
+
+@typing.final
+class SelectedItem(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    KEPT_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    LABEL_PROBABILITY_FIELD_NUMBER: builtins.int
+    NEARNESS_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    label: builtins.str
+    kept: builtins.bool
+    reason: builtins.str
+    """why not, if not"""
+    label_probability: builtins.float
+    """by a head trained without it"""
+    nearness: builtins.float
+    """mean cosine to the nearest target items"""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        label: builtins.str = ...,
+        kept: builtins.bool = ...,
+        reason: builtins.str = ...,
+        label_probability: builtins.float = ...,
+        nearness: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "kept", b"kept", "label", b"label", "label_probability", b"label_probability", "nearness", b"nearness", "reason", b"reason"]) -> None: ...
+
+global___SelectedItem = SelectedItem
+
+@typing.final
+class SelectSourceResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: builtins.int
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SelectedItem]:
+        """a part; the parts come in order of id"""
+
+    def __init__(
+        self,
+        *,
+        items: collections.abc.Iterable[global___SelectedItem] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items"]) -> None: ...
+
+global___SelectSourceResponse = SelectSourceResponse
+
+@typing.final
+class PseudoLabelRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    WHERE_FIELD_NUMBER: builtins.int
+    HEAD_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    HEAD_COLLECTION_FIELD_NUMBER: builtins.int
+    MIN_SCORE_FIELD_NUMBER: builtins.int
+    MAX_PER_CLASS_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    """whose unlabelled items are to be labelled"""
+    where: builtins.str
+    head: builtins.str
+    version: builtins.int
+    """0: the latest"""
+    head_collection: builtins.str
+    """where the head is; empty: `collection`"""
+    min_score: builtins.float
+    """the score a label needs; unset: 0.9"""
+    max_per_class: builtins.int
+    """the surest of each class; 0: all"""
+    dry_run: builtins.bool
+    """say what would be done"""
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        where: builtins.str = ...,
+        head: builtins.str = ...,
+        version: builtins.int = ...,
+        head_collection: builtins.str = ...,
+        min_score: builtins.float | None = ...,
+        max_per_class: builtins.int = ...,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_min_score", b"_min_score", "min_score", b"min_score"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_min_score", b"_min_score", "collection", b"collection", "dry_run", b"dry_run", "head", b"head", "head_collection", b"head_collection", "max_per_class", b"max_per_class", "min_score", b"min_score", "version", b"version", "where", b"where"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_min_score", b"_min_score"]) -> typing.Literal["min_score"] | None: ...
+
+global___PseudoLabelRequest = PseudoLabelRequest
+
+@typing.final
+class PseudoLabelled(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    NOVELTY_FIELD_NUMBER: builtins.int
+    TAKEN_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    label: builtins.str
+    """the head's best guess"""
+    score: builtins.float
+    novelty: builtins.float
+    taken: builtins.bool
+    """the item now has this label, with attributes label_source and label_score"""
+    reason: builtins.str
+    """why not, if not"""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        label: builtins.str = ...,
+        score: builtins.float = ...,
+        novelty: builtins.float = ...,
+        taken: builtins.bool = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "label", b"label", "novelty", b"novelty", "reason", b"reason", "score", b"score", "taken", b"taken"]) -> None: ...
+
+global___PseudoLabelled = PseudoLabelled
+
+@typing.final
+class PseudoLabelResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    version: builtins.int
+    """of the head"""
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PseudoLabelled]:
+        """a part; the parts come in order of id"""
+
+    def __init__(
+        self,
+        *,
+        items: collections.abc.Iterable[global___PseudoLabelled] | None = ...,
+        version: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "version", b"version"]) -> None: ...
+
+global___PseudoLabelResponse = PseudoLabelResponse

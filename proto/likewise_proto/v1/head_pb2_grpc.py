@@ -64,6 +64,31 @@ class HeadServiceStub(object):
                 request_serializer=likewise_dot_v1_dot_head__pb2.EvaluateHeadRequest.SerializeToString,
                 response_deserializer=likewise_dot_v1_dot_head__pb2.EvaluateHeadResponse.FromString,
                 _registered_method=True)
+        self.UpdateHead = channel.unary_unary(
+                '/likewise.v1.HeadService/UpdateHead',
+                request_serializer=likewise_dot_v1_dot_head__pb2.UpdateHeadRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_head__pb2.UpdateHeadResponse.FromString,
+                _registered_method=True)
+        self.RankBackbones = channel.stream_unary(
+                '/likewise.v1.HeadService/RankBackbones',
+                request_serializer=likewise_dot_v1_dot_head__pb2.RankBackbonesRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_head__pb2.RankBackbonesResponse.FromString,
+                _registered_method=True)
+        self.ReviewLabels = channel.unary_unary(
+                '/likewise.v1.HeadService/ReviewLabels',
+                request_serializer=likewise_dot_v1_dot_head__pb2.ReviewLabelsRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_head__pb2.ReviewLabelsResponse.FromString,
+                _registered_method=True)
+        self.SelectSource = channel.unary_stream(
+                '/likewise.v1.HeadService/SelectSource',
+                request_serializer=likewise_dot_v1_dot_head__pb2.SelectSourceRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_head__pb2.SelectSourceResponse.FromString,
+                _registered_method=True)
+        self.PseudoLabel = channel.unary_stream(
+                '/likewise.v1.HeadService/PseudoLabel',
+                request_serializer=likewise_dot_v1_dot_head__pb2.PseudoLabelRequest.SerializeToString,
+                response_deserializer=likewise_dot_v1_dot_head__pb2.PseudoLabelResponse.FromString,
+                _registered_method=True)
 
 
 class HeadServiceServicer(object):
@@ -105,6 +130,41 @@ class HeadServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateHead(self, request, context):
+        """The next version of a head with examples added and removed: what training anew on the changed set would give.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RankBackbones(self, request_iterator, context):
+        """How well each backbone would tell these classes apart, best first. The first message says which backbones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReviewLabels(self, request, context):
+        """Labels that look wrong, items worth labelling next, classes taken for each other, and the accuracy to expect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SelectSource(self, request, context):
+        """Which items of one collection are worth training on for another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PseudoLabel(self, request, context):
+        """Labels for unlabelled items, from a head that is sure of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HeadServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +197,31 @@ def add_HeadServiceServicer_to_server(servicer, server):
                     servicer.EvaluateHead,
                     request_deserializer=likewise_dot_v1_dot_head__pb2.EvaluateHeadRequest.FromString,
                     response_serializer=likewise_dot_v1_dot_head__pb2.EvaluateHeadResponse.SerializeToString,
+            ),
+            'UpdateHead': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateHead,
+                    request_deserializer=likewise_dot_v1_dot_head__pb2.UpdateHeadRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_head__pb2.UpdateHeadResponse.SerializeToString,
+            ),
+            'RankBackbones': grpc.stream_unary_rpc_method_handler(
+                    servicer.RankBackbones,
+                    request_deserializer=likewise_dot_v1_dot_head__pb2.RankBackbonesRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_head__pb2.RankBackbonesResponse.SerializeToString,
+            ),
+            'ReviewLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReviewLabels,
+                    request_deserializer=likewise_dot_v1_dot_head__pb2.ReviewLabelsRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_head__pb2.ReviewLabelsResponse.SerializeToString,
+            ),
+            'SelectSource': grpc.unary_stream_rpc_method_handler(
+                    servicer.SelectSource,
+                    request_deserializer=likewise_dot_v1_dot_head__pb2.SelectSourceRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_head__pb2.SelectSourceResponse.SerializeToString,
+            ),
+            'PseudoLabel': grpc.unary_stream_rpc_method_handler(
+                    servicer.PseudoLabel,
+                    request_deserializer=likewise_dot_v1_dot_head__pb2.PseudoLabelRequest.FromString,
+                    response_serializer=likewise_dot_v1_dot_head__pb2.PseudoLabelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -301,6 +386,141 @@ class HeadService(object):
             '/likewise.v1.HeadService/EvaluateHead',
             likewise_dot_v1_dot_head__pb2.EvaluateHeadRequest.SerializeToString,
             likewise_dot_v1_dot_head__pb2.EvaluateHeadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateHead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.v1.HeadService/UpdateHead',
+            likewise_dot_v1_dot_head__pb2.UpdateHeadRequest.SerializeToString,
+            likewise_dot_v1_dot_head__pb2.UpdateHeadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RankBackbones(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/likewise.v1.HeadService/RankBackbones',
+            likewise_dot_v1_dot_head__pb2.RankBackbonesRequest.SerializeToString,
+            likewise_dot_v1_dot_head__pb2.RankBackbonesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReviewLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/likewise.v1.HeadService/ReviewLabels',
+            likewise_dot_v1_dot_head__pb2.ReviewLabelsRequest.SerializeToString,
+            likewise_dot_v1_dot_head__pb2.ReviewLabelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SelectSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/likewise.v1.HeadService/SelectSource',
+            likewise_dot_v1_dot_head__pb2.SelectSourceRequest.SerializeToString,
+            likewise_dot_v1_dot_head__pb2.SelectSourceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PseudoLabel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/likewise.v1.HeadService/PseudoLabel',
+            likewise_dot_v1_dot_head__pb2.PseudoLabelRequest.SerializeToString,
+            likewise_dot_v1_dot_head__pb2.PseudoLabelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,36 @@ class HeadServiceStub:
         likewise_proto.v1.head_pb2.EvaluateHeadResponse,
     ]
 
+    UpdateHead: grpc.UnaryUnaryMultiCallable[
+        likewise_proto.v1.head_pb2.UpdateHeadRequest,
+        likewise_proto.v1.head_pb2.UpdateHeadResponse,
+    ]
+    """The next version of a head with examples added and removed: what training anew on the changed set would give."""
+
+    RankBackbones: grpc.StreamUnaryMultiCallable[
+        likewise_proto.v1.head_pb2.RankBackbonesRequest,
+        likewise_proto.v1.head_pb2.RankBackbonesResponse,
+    ]
+    """How well each backbone would tell these classes apart, best first. The first message says which backbones."""
+
+    ReviewLabels: grpc.UnaryUnaryMultiCallable[
+        likewise_proto.v1.head_pb2.ReviewLabelsRequest,
+        likewise_proto.v1.head_pb2.ReviewLabelsResponse,
+    ]
+    """Labels that look wrong, items worth labelling next, classes taken for each other, and the accuracy to expect."""
+
+    SelectSource: grpc.UnaryStreamMultiCallable[
+        likewise_proto.v1.head_pb2.SelectSourceRequest,
+        likewise_proto.v1.head_pb2.SelectSourceResponse,
+    ]
+    """Which items of one collection are worth training on for another."""
+
+    PseudoLabel: grpc.UnaryStreamMultiCallable[
+        likewise_proto.v1.head_pb2.PseudoLabelRequest,
+        likewise_proto.v1.head_pb2.PseudoLabelResponse,
+    ]
+    """Labels for unlabelled items, from a head that is sure of them."""
+
 class HeadServiceAsyncStub:
     TrainHead: grpc.aio.UnaryUnaryMultiCallable[
         likewise_proto.v1.head_pb2.TrainHeadRequest,
@@ -79,6 +109,36 @@ class HeadServiceAsyncStub:
         likewise_proto.v1.head_pb2.EvaluateHeadRequest,
         likewise_proto.v1.head_pb2.EvaluateHeadResponse,
     ]
+
+    UpdateHead: grpc.aio.UnaryUnaryMultiCallable[
+        likewise_proto.v1.head_pb2.UpdateHeadRequest,
+        likewise_proto.v1.head_pb2.UpdateHeadResponse,
+    ]
+    """The next version of a head with examples added and removed: what training anew on the changed set would give."""
+
+    RankBackbones: grpc.aio.StreamUnaryMultiCallable[
+        likewise_proto.v1.head_pb2.RankBackbonesRequest,
+        likewise_proto.v1.head_pb2.RankBackbonesResponse,
+    ]
+    """How well each backbone would tell these classes apart, best first. The first message says which backbones."""
+
+    ReviewLabels: grpc.aio.UnaryUnaryMultiCallable[
+        likewise_proto.v1.head_pb2.ReviewLabelsRequest,
+        likewise_proto.v1.head_pb2.ReviewLabelsResponse,
+    ]
+    """Labels that look wrong, items worth labelling next, classes taken for each other, and the accuracy to expect."""
+
+    SelectSource: grpc.aio.UnaryStreamMultiCallable[
+        likewise_proto.v1.head_pb2.SelectSourceRequest,
+        likewise_proto.v1.head_pb2.SelectSourceResponse,
+    ]
+    """Which items of one collection are worth training on for another."""
+
+    PseudoLabel: grpc.aio.UnaryStreamMultiCallable[
+        likewise_proto.v1.head_pb2.PseudoLabelRequest,
+        likewise_proto.v1.head_pb2.PseudoLabelResponse,
+    ]
+    """Labels for unlabelled items, from a head that is sure of them."""
 
 class HeadServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -122,5 +182,45 @@ class HeadServiceServicer(metaclass=abc.ABCMeta):
         request: likewise_proto.v1.head_pb2.EvaluateHeadRequest,
         context: _ServicerContext,
     ) -> typing.Union[likewise_proto.v1.head_pb2.EvaluateHeadResponse, collections.abc.Awaitable[likewise_proto.v1.head_pb2.EvaluateHeadResponse]]: ...
+
+    @abc.abstractmethod
+    def UpdateHead(
+        self,
+        request: likewise_proto.v1.head_pb2.UpdateHeadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[likewise_proto.v1.head_pb2.UpdateHeadResponse, collections.abc.Awaitable[likewise_proto.v1.head_pb2.UpdateHeadResponse]]:
+        """The next version of a head with examples added and removed: what training anew on the changed set would give."""
+
+    @abc.abstractmethod
+    def RankBackbones(
+        self,
+        request_iterator: _MaybeAsyncIterator[likewise_proto.v1.head_pb2.RankBackbonesRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[likewise_proto.v1.head_pb2.RankBackbonesResponse, collections.abc.Awaitable[likewise_proto.v1.head_pb2.RankBackbonesResponse]]:
+        """How well each backbone would tell these classes apart, best first. The first message says which backbones."""
+
+    @abc.abstractmethod
+    def ReviewLabels(
+        self,
+        request: likewise_proto.v1.head_pb2.ReviewLabelsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[likewise_proto.v1.head_pb2.ReviewLabelsResponse, collections.abc.Awaitable[likewise_proto.v1.head_pb2.ReviewLabelsResponse]]:
+        """Labels that look wrong, items worth labelling next, classes taken for each other, and the accuracy to expect."""
+
+    @abc.abstractmethod
+    def SelectSource(
+        self,
+        request: likewise_proto.v1.head_pb2.SelectSourceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[likewise_proto.v1.head_pb2.SelectSourceResponse], collections.abc.AsyncIterator[likewise_proto.v1.head_pb2.SelectSourceResponse]]:
+        """Which items of one collection are worth training on for another."""
+
+    @abc.abstractmethod
+    def PseudoLabel(
+        self,
+        request: likewise_proto.v1.head_pb2.PseudoLabelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[likewise_proto.v1.head_pb2.PseudoLabelResponse], collections.abc.AsyncIterator[likewise_proto.v1.head_pb2.PseudoLabelResponse]]:
+        """Labels for unlabelled items, from a head that is sure of them."""
 
 def add_HeadServiceServicer_to_server(servicer: HeadServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
