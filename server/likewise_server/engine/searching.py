@@ -11,6 +11,7 @@ from functools import partial
 from likewise_server.engine.embedding import Embedder
 from likewise_server.engine.examples import ByExamples, combined
 from likewise_server.engine.grouping import LARGEST_K, Group, grouped
+from likewise_server.engine.merging import Merged
 from likewise_server.engine.queries import ByIds, Query, Resolved, resolve
 from likewise_server.engine.timings import Timings
 from likewise_server.engine.wheres import both, group_field
@@ -69,6 +70,7 @@ class Searches:
         self._store = store
         self._embedder = embedder
         self._workers = workers
+        self._merged = Merged()
 
     async def search(
         self, collection: str, query: Query | ByExamples, wanted: Wanted, *, deadline: float | None = None
@@ -96,7 +98,7 @@ class Searches:
             resolved = await as_vectors(query)
             own = [query.ids[i] if isinstance(query, ByIds) else "" for i in resolved.usable]
             left_out = []
-        search = _Search(self._store, self._workers, info, resolved, wanted, left_out, timings, deadline)
+        search = _Search(self._store, self._workers, self._merged, info, resolved, wanted, left_out, timings, deadline)
         found: Sequence[list[Hit] | Groups]
         if wanted.group_by:
             by = group_field(wanted.group_by)
@@ -127,6 +129,7 @@ class _Search:
         self,
         store: Store,
         workers: Workers,
+        merged: Merged,
         info: CollectionInfo,
         resolved: Resolved,
         wanted: Wanted,
@@ -136,6 +139,7 @@ class _Search:
     ) -> None:
         self._store = store
         self._workers = workers
+        self._merged = merged
         self._info = info
         self._vectors: Float32 = resolved.vectors[resolved.usable] if resolved.errors else resolved.vectors
         self._wanted = wanted
@@ -165,17 +169,25 @@ class _Search:
         return await self._ask(self._vectors[list(rows)], k, both(self._wanted.where, where), without)
 
     async def _ask(self, vectors: Float32, k: int, where: str, without: Sequence[str]) -> SearchResult:
-        with self._timings.stage("store"):
-            found = await self._workers.run(
+        excluded, min_score = (*self._left_out, *without), self._wanted.min_score
+        bare = self._wanted.ids_only and not self._wanted.group_by
+
+        async def ask(queries: Float32) -> SearchResult:
+            return await self._workers.run(
                 self._store.search,
                 self._info.name,
-                vectors,
+                queries,
                 k,
                 where=where,
-                exclude_ids=[*self._left_out, *without],
-                min_score=self._wanted.min_score,
-                bare=self._wanted.ids_only and not self._wanted.group_by,
+                exclude_ids=excluded,
+                min_score=min_score,
+                bare=bare,
             )
+
+        with self._timings.stage("store"):
+            # Not the name alone: between two callers a collection may be made anew under its old name.
+            asked = (self._info.name, self._info.created_at, k, where, min_score, bare)
+            found = await ask(vectors) if excluded else await self._merged.search(asked, vectors, ask)
         self.exact &= found.exact
         if found.measured_recall is not None:
             self.measured_recall = min(found.measured_recall, self.measured_recall or 1.0)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 faiss: Any = untyped  # its stubs know half of it
 MOST_FACTOR = 32
 QUERIES_PER_THREAD = 4
+MANY = 16  # times k: up to so many candidates are sorted as they are
 
 
 class Point(BaseModel):
@@ -74,11 +75,12 @@ class Approximation:
         count = min(max(k * point.factor, k), len(part))
         positions = self.candidates(queries, count, point.effort, bits)
         scores = compared(part, queries, positions, metric)
-        if count > k:
+        rows = np.arange(len(queries))[:, np.newaxis]
+        if count > MANY * k:
             best = np.argpartition(scores, count - k, axis=1)[:, -k:]
-            positions, scores = np.take_along_axis(positions, best, 1), np.take_along_axis(scores, best, 1)
-        order = np.argsort(-scores, axis=1, kind="stable")
-        return np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
+            positions, scores = positions[rows, best], scores[rows, best]
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return positions[rows, order], scores[rows, order]
 
 
 def _ladder(first: int) -> list[int]:

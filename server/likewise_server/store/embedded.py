@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from likewise_server.errors import InvalidArgument, LikewiseError, NotFound, Unavailable
-from likewise_server.store import catalog, heads, items, reporting, schema, segments
+from likewise_server.store import catalog, heads, items, labelling, reporting, schema, segments
 from likewise_server.store.builder import Builder
 from likewise_server.store.filter_sql import where_clause
 from likewise_server.store.filters import parse
@@ -38,6 +38,7 @@ from likewise_server.store.types import (
     Labelled,
     Metric,
     NewItem,
+    NewLabel,
     Outcome,
     SearchResult,
     Storage,
@@ -205,6 +206,15 @@ class EmbeddedStore:
             outcomes = iter(done)
         return [next(outcomes) if error is None else error for error in errors]
 
+    def relabel(self, collection: str, labels: Sequence[NewLabel]) -> list[Outcome | LikewiseError]:
+        """Label stored items anew; one entry per label, in order."""
+        target = self._find(collection)
+        labelling.check(labels)
+        done, _ = self._writer.call(
+            lambda db: labelling.relabel(db, target.id, labels), lambda result: self._apply(result[1])
+        )
+        return done
+
     def _apply(self, change: Change | None) -> None:
         """Bring the index up to date; on the writer's thread, after the commit."""
         if change is not None:
@@ -313,6 +323,11 @@ class EmbeddedStore:
         """Return a version of a head, 0 for the latest."""
         with self._reads.transaction() as db:
             return heads.get(db, catalog.find(db, collection), name, version)
+
+    def head_of_request(self, collection: str, name: str, request_id: str) -> HeadRow | None:
+        """Return the version of a head that this request stored, if it did."""
+        with self._reads.transaction() as db:
+            return heads.of_request(db, catalog.find(db, collection), name, request_id)
 
     def list_heads(
         self,

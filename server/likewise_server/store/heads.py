@@ -31,10 +31,8 @@ def save(
     """Insert the next version of a head, or return the one that the same request made before."""
     catalog.check_name(name, "head")
     collection = catalog.find_id(db, collection_id)
-    if request_id:
-        earlier = _select(db, collection, "AND name = ? AND request_id = ?", (name, request_id))
-        if earlier:
-            return earlier[0]
+    if earlier := of_request(db, collection, name, request_id):
+        return earlier
     version = db.execute(
         "INSERT INTO head_names VALUES (?, ?, 1)"
         " ON CONFLICT DO UPDATE SET last_version = last_version + 1 RETURNING last_version",
@@ -72,6 +70,12 @@ def get(db: sqlite3.Connection, collection: Collection, name: str, version: int)
     if not rows:
         raise _missing(collection, name, version)
     return rows[0]
+
+
+def of_request(db: sqlite3.Connection, collection: Collection, name: str, request_id: str) -> HeadRow | None:
+    """Return the version of a head that a request stored, None if it stored none or the request has no id."""
+    rows = _select(db, collection, "AND name = ? AND request_id = ?", (name, request_id)) if request_id else []
+    return rows[0] if rows else None
 
 
 def page(

@@ -48,7 +48,7 @@ def upsert(db: sqlite3.Connection, collection_id: int, new: Prepared) -> tuple[l
     Of several items with one id the last is written, and every one has its outcome.
     """
     catalog.find_id(db, collection_id)
-    stored = _stored(db, collection_id, [texts[0] for texts in new.texts])
+    stored = contents(db, collection_id, [texts[0] for texts in new.texts])
     outcomes: list[Outcome] = []
     written: dict[str, int] = {}  # by id, where in `new` its last change stands; in order of that
     for at, texts in enumerate(new.texts):
@@ -78,7 +78,7 @@ def upsert(db: sqlite3.Connection, collection_id: int, new: Prepared) -> tuple[l
     return outcomes, Change(collection_id, seq, vids, rows, np.array(removed, np.int64))
 
 
-def _stored(db: sqlite3.Connection, collection_id: int, ids: list[str]) -> dict[str, tuple[Any, ...]]:
+def contents(db: sqlite3.Connection, collection_id: int, ids: list[str]) -> dict[str, tuple[Any, ...]]:
     """Return by id the vid, label, attributes, URI, content hash and vector of what is there."""
     rows = db.execute(
         "SELECT ext_id, items.vid, label, attributes, uri, content_hash, data FROM items LEFT JOIN vectors USING (vid)"

@@ -139,6 +139,11 @@ class Maintenance:
             # Nothing is lost: the rows are in the database, and the next write asks again.
             logger.exception("A segment could not be built; it will be tried again")
 
+    def snapshot(self, collection: Collection) -> Snapshot | None:
+        """Return the rows of a collection as they are in memory; None while it is cold."""
+        index = self._indexes.peek(collection.id)
+        return index.snapshot if index is not None else None
+
     def opened(self, collection: Collection) -> CollectionIndex:
         """Return the index of a collection, loaded if it was cold."""
         index = self._indexes.of(collection)

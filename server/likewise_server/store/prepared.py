@@ -72,17 +72,18 @@ def prepare(items: Sequence[NewItem], collection: Collection) -> tuple[Prepared,
 
 
 def _texts(item: NewItem) -> Texts:
-    _check_text(item.id, "id", MAX_ID_BYTES)
+    check_text(item.id, "id", MAX_ID_BYTES)
     if not item.id:
         raise InvalidArgument("The id is empty; give every item one of its own.")
     if item.label:
-        _check_text(item.label, "label", MAX_TEXT_BYTES)
-    _check_text(item.uri, "uri", MAX_TEXT_BYTES)
-    _check_text(item.content_hash, "content hash", MAX_TEXT_BYTES)
+        check_text(item.label, "label", MAX_TEXT_BYTES)
+    check_text(item.uri, "uri", MAX_TEXT_BYTES)
+    check_text(item.content_hash, "content hash", MAX_TEXT_BYTES)
     return item.id, item.label, encode_attributes(item.attributes), item.uri, item.content_hash
 
 
-def _check_text(value: str, what: str, limit: int) -> None:
+def check_text(value: str, what: str, limit: int) -> None:
+    """Raise InvalidArgument for a text with odd characters or of over `limit` bytes."""
     if value.isascii() and len(value) <= limit and "\0" not in value:  # nearly all are, and this is quick
         return
     try:

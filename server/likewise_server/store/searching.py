@@ -94,13 +94,11 @@ class Searcher:
         while time.monotonic() < give_up:
             with self._reads.transaction() as db:
                 collection = catalog.find(db, name)
-            # The snapshot first: a transaction begun after it sees at least as much.
-            snapshot = self._maintenance.opened(collection).snapshot
-            with self._reads.transaction() as db:
-                now = catalog.find(db, name)
-                if snapshot is not None and (now.id, now.seq) == (collection.id, snapshot.seq):
-                    yield db, now, snapshot
+                snapshot = self._maintenance.snapshot(collection)
+                if snapshot is not None and snapshot.seq == collection.seq:
+                    yield db, collection, snapshot
                     return
+            self._maintenance.opened(collection)
             time.sleep(PAUSE_S)
         raise Unavailable(f"The collection {name!r} is being written to too fast. Try again.", retry_after_s=1.0)
 

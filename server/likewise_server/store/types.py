@@ -86,6 +86,20 @@ class NewItem:
 
 
 @dataclass(frozen=True, slots=True)
+class NewLabel:
+    """Another label for a stored item, None to take it away; its vector stays.
+
+    `attributes` are laid over those it has, None taking one away (a JSON merge patch of one level, RFC 7386).
+    `as_read`: only if the item is still what was read, its vector included where that was read as well.
+    """
+
+    id: str
+    label: str | None
+    attributes: Attributes = field(default_factory=dict)
+    as_read: Item | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """A stored item. `updated_at` is in Unix seconds; `vector`, `(dim,)` float32, only if asked for."""
 
@@ -213,6 +227,14 @@ class Store(Protocol):
         Raises NotFound, and FailedPrecondition where `fingerprint` is not the collection's.
         """
 
+    def relabel(self, collection: str, labels: Sequence[NewLabel]) -> list[Outcome | LikewiseError]:
+        """Label stored items anew, all in one write; one entry per label, in order: UPDATED, UNCHANGED or an error.
+
+        The errors are NotFound, FailedPrecondition for an item that is not as it was read, and OutOfRange for
+        attributes that became too large. An item keeps its place in the order of insertion, and no index is built.
+        Raises NotFound for the collection and InvalidArgument for a label or attributes that no item can have.
+        """
+
     def unchanged(self, collection: str, ids_and_hashes: Sequence[tuple[str, str]]) -> list[bool]:
         """Tell for each id whether the stored content hash is that one; never for an empty hash."""
 
@@ -277,6 +299,9 @@ class Store(Protocol):
 
     def get_head(self, collection: str, name: str, version: int = 0) -> HeadRow:
         """Return a version of a head, 0 for the latest; raises NotFound."""
+
+    def head_of_request(self, collection: str, name: str, request_id: str) -> HeadRow | None:
+        """Return the version of a head that the request with this id stored; None if it did not, or for no id."""
 
     def list_heads(
         self,
