@@ -1,8 +1,8 @@
 """Searches under a filter, planned by how many rows it lets through.
 
-Many: search without it, deeper, and drop what does not match; the first k that do are the answer. Few: ask
-SQLite for them, and compare them one by one, or let the approximate index skip the others. Either way an
-answer has as many hits as match, up to k.
+Many: search without it, deeper, and drop what does not match; the first k that do are the answer. Few, or asked for
+often: ask SQLite for all that match, keep that, and compare them one by one, or let the approximate index skip the
+others. Either way an answer has as many hits as match, up to k.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ ROOM = 1.5  # times as many as should do
 CHECKED_AT_ONCE = 10_000
 KEPT_BYTES = 64 * 2**20  # of masks of filters used lately
 SEED = 7
+DEEPER_S = 20e-6  # of searching deeper, for each hit and query
+LISTING_S = 1.2e-6  # of asking SQLite for all that match, for each of them
+REMEMBERED = 256  # filters
 
 
 class Filtering:
@@ -41,6 +44,7 @@ class Filtering:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[object, ...], Allowed] = OrderedDict()
+        self._spent: OrderedDict[tuple[object, ...], float] = OrderedDict()  # about, on searching deeper
 
     def nearest(
         self,
@@ -79,15 +83,28 @@ class Filtering:
             return found, sum(allowed.counts) if condition[0] else None
         if not condition[0]:
             return finding.nearest(snapshot, queries, k, collection.metric), None
-        if snapshot.alive > SMALL and not self._known(collection, snapshot, where):
-            deeper = _by_searching_deeper(db, collection, snapshot, queries, k, condition)
-            if deeper is not None:
-                return deeper, None
+        key = _key(collection, snapshot, where)
+        if snapshot.alive > SMALL and key not in self._kept:
+            share = _share(db, collection, snapshot, condition)
+            if share and self._worth_while(key, len(queries) * _depth(k, share), share * snapshot.alive):
+                deeper = _by_searching_deeper(db, collection, snapshot, queries, k, share, condition)
+                if deeper is not None:
+                    return deeper, None
         allowed = self._allowed(db, collection, snapshot, where, condition)
         return finding.nearest(snapshot, queries, k, collection.metric, allowed), sum(allowed.counts)
 
-    def _known(self, collection: Collection, snapshot: Snapshot, where: str) -> bool:
-        return _key(collection, snapshot, where) in self._kept
+    def _worth_while(self, key: tuple[object, ...], hits: int, matching: float) -> bool:
+        """Tell whether to search deeper for so many hits once more, rather than list all rows that match.
+
+        Once searching deeper has cost as much as the list would have, the list is made: that never costs more than
+        twice the better of both.
+        """
+        with self._lock:
+            spent = self._spent.pop(key, 0.0) + hits * DEEPER_S
+            self._spent[key] = spent
+            if len(self._spent) > REMEMBERED:
+                self._spent.popitem(last=False)
+        return spent <= matching * LISTING_S
 
     def _allowed(
         self, db: sqlite3.Connection, collection: Collection, snapshot: Snapshot, where: str, condition: Condition
@@ -115,12 +132,22 @@ def _key(collection: Collection, snapshot: Snapshot, where: str) -> tuple[object
     return collection.id, snapshot.seq, files, where
 
 
+def _depth(k: int, share: float) -> int:
+    """Return how many hits to look for without the filter, so that `k` of them match."""
+    return round(ROOM * k / share) + k
+
+
 def _by_searching_deeper(
-    db: sqlite3.Connection, collection: Collection, snapshot: Snapshot, queries: Float32, k: int, condition: Condition
+    db: sqlite3.Connection,
+    collection: Collection,
+    snapshot: Snapshot,
+    queries: Float32,
+    k: int,
+    share: float,
+    condition: Condition,
 ) -> Found | None:
     """Return the nearest rows that match, by checking the nearest of all; None where too few do."""
-    share = _share(db, collection, snapshot, condition)
-    depth = round(ROOM * k / share) + k if share else DEEPEST + 1
+    depth = _depth(k, share)
     while depth <= DEEPEST:
         found = finding.nearest(snapshot, queries, depth, collection.metric)
         good = _matching_among(
