@@ -78,7 +78,8 @@ class Load:
     def state(self, collection: str) -> dict[str, Any]:
         """Return the collection's message."""
         request = cpb.GetCollectionRequest(name=collection)
-        return asyncio.run(self._call("GetCollection", request, cpb.GetCollectionResponse))
+        reply: dict[str, Any] = asyncio.run(self._call("GetCollection", request, cpb.GetCollectionResponse))
+        return dict(reply["collection"])
 
     async def _call(self, method: str, request: Any, reply: Any) -> dict[str, Any]:
         async with channels(self._address, 1) as (channel,):

@@ -70,6 +70,9 @@ class Settings(BaseSettings):
         0.1, ge=0, description="seconds of queued work beyond which further small unary calls are refused"
     )
     cache_bytes: int = Field(64 * MIB, ge=0, description="memory for vectors of pictures seen before; 0: none")
+    search_gpu_bytes: int = Field(
+        2048 * MIB, ge=0, description="memory of a GPU that large collections may take for search; 0: none"
+    )
     stream_window: int = Field(256, ge=1, description="images in flight on one stream")
 
     @field_validator("backbone", mode="before")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from likewise_server.store.gpu import OnGpu
     from likewise_server.store.parts import Part
     from likewise_server.store.types import Float32, Int64, Metric
 
@@ -45,10 +46,11 @@ class Point(BaseModel):
 class Approximation:
     """A FAISS index over the positions of a segment's rows."""
 
-    def __init__(self, index: Any, points: Sequence[Point]) -> None:
-        """`points` in order of their k."""
+    def __init__(self, index: Any, points: Sequence[Point], on_gpu: OnGpu | None = None) -> None:
+        """`points` in order of their k; `on_gpu` proposes instead of `index` where it can."""
         self.index = index
         self.points = points
+        self._on_gpu = on_gpu
 
     def point(self, k: int) -> Point | None:
         """Return how to find `k` rows; None for more than was ever measured."""
@@ -73,7 +75,9 @@ class Approximation:
     ) -> tuple[Int64, Float32]:
         """Return `(n, k)` positions in `part`, nearest first, -1 where there are no more, and their scores."""
         count = min(max(k * point.factor, k), len(part))
-        positions = self.candidates(queries, count, point.effort, bits)
+        positions = self._on_gpu.candidates(part, queries, count, point.effort, bits) if self._on_gpu else None
+        if positions is None:
+            positions = self.candidates(queries, count, point.effort, bits)
         scores = compared(part, queries, positions, metric)
         rows = np.arange(len(queries))[:, np.newaxis]
         if count > MANY * k:

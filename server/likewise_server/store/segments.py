@@ -31,6 +31,7 @@ from likewise_server.store.types import Storage
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from likewise_server.store.gpu import Gpu
     from likewise_server.store.parts import Rows
 
 faiss: Any = untyped  # its stubs know half of it
@@ -111,7 +112,8 @@ def digest_of(meta: Meta) -> str:
 class SegmentFiles:
     """The folders `segments/` and `quarantine/` of a data directory."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, gpu: Gpu | None = None) -> None:
+        self._gpu = gpu
         self.folder = data / "segments"
         self.quarantined = data / "quarantine"
         for folder in (self.folder, self.quarantined):
@@ -144,7 +146,7 @@ class SegmentFiles:
             vids = self._array(path, row.meta.sections["vids"], np.int64)
             squares = self._array(path, row.meta.sections["squares"], np.float32)
             rows: Rows = self._mapped(path, row.meta.sections["rows"], kind, dim)
-            approximation = self._approximation(path, row)
+            approximation = self._approximation(path, row, rows)
             text = self._mapped(path, row.meta.sections["ids"], np.uint8, 1)
             names = Names(memoryview(text.reshape(-1)), self._array(path, row.meta.sections["id_ends"], np.int64))
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -165,7 +167,7 @@ class SegmentFiles:
                 mapped._mmap.madvise(mmap.MADV_RANDOM)  # noqa: SLF001
         return np.asarray(mapped)
 
-    def _approximation(self, path: Path, row: SegmentRow) -> Approximation | None:
+    def _approximation(self, path: Path, row: SegmentRow, rows: Rows) -> Approximation | None:
         section = row.meta.sections.get("codes")
         if section is None:
             return None
@@ -174,7 +176,7 @@ class SegmentFiles:
             index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
         if index.ntotal != row.row_count:
             raise ValueError(f"{index.ntotal} codes for {row.row_count} rows")
-        return Approximation(index, row.meta.points)
+        return Approximation(index, row.meta.points, self._gpu.hold(index, rows) if self._gpu else None)
 
     def quarantine(self, file: str) -> None:
         """Move a bad file out of the way, for a person to look at; a missing one is no error."""
