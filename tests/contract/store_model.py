@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,6 +109,12 @@ class Model:
         self.items.pop(item.id, None)
         self.items[item.id] = item
         return "updated" if old else "created"
+
+    def relabel(self, item_id: str, label: str | None) -> str:
+        """Label an item anew, which keeps its place; return the outcome."""
+        old = self.items[item_id]
+        self.items[item_id] = replace(old, label=label)
+        return "unchanged" if old.label == label else "updated"
 
     def matching(self, where: str = "") -> list[NewItem]:
         """Return the items that match, oldest first."""

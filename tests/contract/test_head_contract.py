@@ -120,7 +120,8 @@ def test_the_same_vector_in_two_classes_is_no_crash_but_a_warning(kind: str) -> 
     head = train(X, ["a", "b"], ["x", "y"], kind=kind)
     (prediction,) = head.predict(X[:1])
     assert prediction.label in {"a", "b"}
-    assert prediction.score == pytest.approx(0.5, abs=1e-6)
+    # A network that drops units at random comes only near the middle.
+    assert prediction.score == pytest.approx(0.5, abs=0.05 if kind == "mlp" else 1e-6)
     assert any("more than one class: 'x' as 'a', 'y' as 'b'" in warning for warning in head.warnings)
 
 

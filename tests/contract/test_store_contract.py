@@ -18,7 +18,7 @@ from likewise_server.errors import (
     OutOfRange,
     Unavailable,
 )
-from likewise_server.store import ENGINES, Metric, NewItem, Outcome, Store, open_store
+from likewise_server.store import ENGINES, Metric, NewItem, NewLabel, Outcome, Store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -398,6 +398,93 @@ def test_unchanged_compares_hashes(store: Store) -> None:
     assert store.unchanged("c", asked) == [True, False, False, False]
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_new_labels_change_nothing_else_and_every_search_sees_them(reopen: Callable[[], Store], metric: Metric) -> None:
+    store = reopen()
+    model = filled(store, metric, made_up(300))
+    store.checkpoint("c")
+    check_everything(store, model)  # so that filters are remembered
+    for labels in (
+        {f"i{i}": "cat" for i in range(0, 90, 2)},
+        {f"i{i}": None for i in range(60, 150)},
+        {f"i{i}": "Dög" for i in range(290, 300)},
+    ):
+        wanted = [NewLabel(item_id, label) for item_id, label in labels.items()]
+        assert store.relabel("c", wanted) == [model.relabel(*each) for each in labels.items()]
+        check_everything(store, model)
+    before = store.get_collection("c").bytes_by_part
+    store.checkpoint("c")
+    assert store.get_collection("c").bytes_by_part["segments"] == before["segments"]
+    assert store.get_collection("c").bytes_by_part["delta"] == before["delta"]
+    found = store.labelled("c")
+    assert (found.ids, found.labels) == (
+        [item.id for item in model.items.values() if item.label],
+        [item.label for item in model.items.values() if item.label],
+    )
+    store = reopen()
+    check_everything(store, model)
+    for item, kept in zip(store.get("c", list(model.items), vectors=True), model.items.values(), strict=True):
+        assert item is not None
+        assert (item.label, item.attributes, item.uri, item.content_hash) == (
+            kept.label,
+            kept.attributes,
+            kept.uri,
+            kept.content_hash,
+        )
+        np.testing.assert_array_equal(item.vector, kept.vector)
+    assert store.fsck().ok
+
+
+def test_labels_of_items_that_are_not_there_or_not_as_they_were_read_are_refused_alone(store: Store) -> None:
+    filled(store, "cosine", [NewItem(i, vector(1, 2), None, {"n": 1, "gone": 2, "none": None}) for i in "abcdef"])
+    read = {item.id: item for item in store.list_items("c", vectors=True)[0]}
+    store.relabel("c", [NewLabel("b", "by hand")])
+    store.upsert("c", [NewItem("c", vector(9), None, {"n": 1, "gone": 2, "none": None})], fingerprint="f")
+    store.upsert("c", [NewItem("d", vector(1, 2), None, {"n": 2})], fingerprint="f")
+    store.delete("c", ["e"])
+    merged = {"gone": None, "score": 0.5}
+    outcomes = store.relabel("c", [NewLabel(i, "x", merged, read[i]) for i in "abcdef"])
+    kinds = [outcome if isinstance(outcome, Outcome) else type(outcome) for outcome in outcomes]
+    assert kinds == [
+        Outcome.UPDATED,
+        FailedPrecondition,
+        FailedPrecondition,
+        FailedPrecondition,
+        NotFound,
+        Outcome.UPDATED,
+    ]
+    assert "Read it again" in str(outcomes[1])
+    found = {item.id: item for item in store.get("c", list("abcdf")) if item}
+    assert {i: item.label for i, item in found.items()} == {"a": "x", "b": "by hand", "c": None, "d": None, "f": "x"}
+    assert found["a"].attributes == {"n": 1, "none": None, "score": 0.5}
+    assert found["a"].updated_at > read["a"].updated_at
+    assert store.count("c", "label = 'x' and score = 0.5 and not exists(gone)") == 2
+
+
+def test_of_two_labels_for_an_item_the_later_stays(store: Store) -> None:
+    filled(store, "cosine", [NewItem("a", vector(1), "x"), NewItem("b", vector(2), "x")])
+    twice = [NewLabel("a", "y"), NewLabel("a", None), NewLabel("b", "x"), NewLabel("nobody", "x")]
+    *outcomes, missing = store.relabel("c", twice)
+    assert outcomes == [Outcome.UPDATED, Outcome.UPDATED, Outcome.UNCHANGED]
+    assert isinstance(missing, NotFound)
+    assert [item.label for item in store.get("c", ["a", "b"]) if item] == [None, "x"]
+    assert store.relabel("c", []) == []
+    for bad in (NewLabel("a", "x" * 70_000), NewLabel("a", "nul\0"), NewLabel("a", "x", {"n": float("nan")})):
+        with pytest.raises(InvalidArgument):
+            store.relabel("c", [NewLabel("b", "z"), bad])
+    assert store.count("c", "label = 'z'") == 0
+    with pytest.raises(NotFound):
+        store.relabel("nowhere", [NewLabel("a", "y")])
+
+
+def test_attributes_that_a_label_makes_too_large_are_that_items_error(store: Store) -> None:
+    filled(store, "cosine", [NewItem("a", vector(1), None, {"t": "x" * 60_000}), NewItem("b", vector(2))])
+    first, second = store.relabel("c", [NewLabel(i, "y", {"u": "x" * 10_000}) for i in "ab"])
+    assert isinstance(first, OutOfRange)
+    assert second is Outcome.UPDATED
+    assert [item.label for item in store.get("c", ["a", "b"]) if item] == [None, "y"]
+
+
 def test_labelled_and_mean(store: Store) -> None:
     items = made_up(30)
     filled(store, "cosine", items)
@@ -551,6 +638,8 @@ def test_head_versions_only_grow(reopen: Callable[[], Store]) -> None:
     one = store.save_head("c", "h", "linear", {"classes": ["a"]}, b"\0one", "r1")
     assert (one.version, one.kind, one.meta, one.blob) == (1, "linear", {"classes": ["a"]}, b"\0one")
     assert store.save_head("c", "h", "linear", {"other": 1}, b"other", "r1") == one
+    assert store.head_of_request("c", "h", "r1") == one
+    assert {store.head_of_request("c", *asked) for asked in (("h", "r2"), ("g", "r1"), ("h", ""))} == {None}
     assert store.save_head("c", "h", "knn", {}, b"two").version == 2
     assert store.save_head("c", "h", "knn", {}, b"three").version == 3
     assert store.delete_head("c", "h", 3) == 1
@@ -591,6 +680,7 @@ def test_text_and_numbers_no_store_can_hold_are_refused(store: Store) -> None:
         lambda: store.get_collection("\ud800"),
         lambda: store.get_head("c", "\ud800"),
         lambda: store.get_head("c", "h", 2**70),
+        lambda: store.head_of_request("c", "h", "\ud800"),
         lambda: store.save_head("c", "h", "\ud800", {}, b""),
         lambda: store.list_heads("c", name="\ud800"),
     ):

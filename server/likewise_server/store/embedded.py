@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from likewise_server.store.catalog import Collection
+    from likewise_server.store.gpu import Gpu
     from likewise_server.store.items import Change
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ logger = logging.getLogger(__name__)
 class EmbeddedStore:
     """Keeps collections in one data directory, for one process; see `Store` for what the methods promise."""
 
-    def __init__(self, data: str | os.PathLike[str]) -> None:
-        """Open or make the directory.
+    def __init__(self, data: str | os.PathLike[str], *, gpu: Gpu | None = None) -> None:
+        """Open or make the directory; approximate segments go onto `gpu` as well, while they fit.
 
         Raises FailedPrecondition if another process has it or a newer release wrote it.
         """
@@ -71,7 +72,7 @@ class EmbeddedStore:
             connection = schema.connect(path)
             try:
                 schema.migrate(connection, path)
-                self._files = SegmentFiles(folder)
+                self._files = SegmentFiles(folder, gpu)
                 for name in self._files.unreferenced(connection):
                     self._files.remove(name)
             except BaseException:

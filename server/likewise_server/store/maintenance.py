@@ -259,14 +259,23 @@ class Maintenance:
                 return False
             self._unseen.pop(collection_id, None)
             if index.snapshot is not None:
-                with self._reads.transaction() as db:
-                    now = segments.of_collection(db, collection_id)
-                row = next(row for row in now if row.file == written.file)
-                index.swap(self._files.load(row, collection.dim), replaced)
+                index.swap(self._just_written(collection, written.file), replaced)
             for file in replaced:
                 self._files.remove(file)
         failpoints.hit("segment.after_collect")
         return True
+
+    def _just_written(self, collection: Collection, file: str) -> Part:
+        """Map the segment that was published a moment ago. Raises NotFound where the collection was deleted since."""
+        with self._reads.transaction() as db:
+            catalog.find_id(db, collection.id)
+            row = next(row for row in segments.of_collection(db, collection.id) if row.file == file)
+        try:
+            return self._files.load(row, collection.dim)
+        except DamagedSegment:
+            with self._reads.transaction() as db:
+                catalog.find_id(db, collection.id)  # its files go with it
+            raise
 
     def _plan(
         self, db: sqlite3.Connection, collection: Collection, rows: list[SegmentRow], snapshot: Snapshot | None

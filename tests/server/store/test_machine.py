@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from contract.store_model import Model, check_search
-from likewise_server.store import Metric, NewItem, filtering, finding, policy
+from likewise_server.errors import NotFound
+from likewise_server.store import Metric, NewItem, NewLabel, filtering, finding, policy
 from likewise_server.store.embedded import EmbeddedStore
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(items=st.lists(ITEMS, min_size=1, max_size=6))
     def upsert(self, items: Sequence[NewItem]) -> None:
         assert self.store.upsert("c", items, fingerprint="f") == [self.model.upsert(item) for item in items]
+
+    @rule(labels=st.lists(st.tuples(IDS, st.sampled_from([None, "a", "b"])), max_size=4))
+    def relabel(self, labels: list[tuple[str, str | None]]) -> None:
+        found = self.store.relabel("c", [NewLabel(*each) for each in labels])
+        for (item_id, label), outcome in zip(labels, found, strict=True):
+            if item_id in self.model.items:
+                assert outcome == self.model.relabel(item_id, label)
+            else:
+                assert isinstance(outcome, NotFound)
 
     @rule(ids=st.lists(IDS, max_size=4))
     def delete(self, ids: list[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from likewise_server.errors import Internal, InvalidArgument, LikewiseError, NotFound
-from likewise_server.store import NewItem, index, policy
+from likewise_server.store import NewItem, NewLabel, index, policy
 from likewise_server.store.embedded import EmbeddedStore
 from likewise_server.store.items import Change
 
@@ -51,6 +51,8 @@ def test_searches_see_whole_writes_while_everything_happens(
                 assert store.upsert("c", items, fingerprint="f") == ["created" if version == 0 else "updated"] * len(
                     items
                 )
+                relabelled = [NewLabel(each.id, f"{label}, relabelled") for each in items]
+                assert store.relabel("c", relabelled) == ["updated"] * len(items)
                 query = np.array([[pair, version, *[1] * (DIM - 2)]], np.float32)
                 own = {hit.item.id for hit in store.search("c", query, 200).hits[0]}
                 assert {f"{pair}-a", f"{pair}-b"} <= own
