@@ -9,6 +9,7 @@ from likewise_server.heads.head import Metrics, Neighbour, Prediction, TrainedHe
 from likewise_server.heads.options import HeadOptions
 from likewise_server.heads.registry import kinds
 from likewise_server.heads.training import train
+from likewise_server.heads.updating import update
 
 __all__ = [
     "ClassReport",
@@ -21,4 +22,5 @@ __all__ = [
     "evaluate",
     "kinds",
     "train",
+    "update",
 ]

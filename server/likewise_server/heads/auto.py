@@ -1,4 +1,4 @@
-"""Choosing a kind: by cross-validation where there are three of each class, else by rule. It says why."""
+"""Choosing a kind: by rule where examples are few, by cross-validation from ten of each class. It says why."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ import numpy as np
 
 from likewise_server.heads import registry
 from likewise_server.heads.base import unit_rows
+from likewise_server.heads.calibration import fit_temperature, probabilities
 from likewise_server.heads.validate import k_fold, stratified
 
 if TYPE_CHECKING:
-    from likewise_server.heads.base import Problem, Vector
+    from likewise_server.heads.base import Problem, Rows, Vector
 
 FOLDS = 3
+# With fewer of a class a comparison follows chance: what it picked was worse than always lda (docs/heads.md). And
 # kNN is the weakest head on few examples (Meta-Dataset, arXiv:1903.03096), so it enters only with many.
-MIN_KNN = 10
-# A logistic regression is 40 fits: past this many numbers it takes minutes where the others take seconds.
-MAX_LOGREG = 50_000_000
+MIN_COMPARED = 10
+# In standard errors of the paired difference. There are up to nine candidates: one error is passed by luck.
+CLEARLY = 2.0
+# Numbers in the rows compared, and what a logistic regression's forty fits take: a second or two.
+MAX_NUMBERS = 1_000_000
+MAX_LOGREG = 10_000_000
+# Kinds in the order in which they are preferred where they do equally well: from simple to elaborate.
+COMPARED = ("ncm", "lda", "ridge", "logreg")
 
 
 Candidate = tuple[str, bool]
@@ -41,13 +48,13 @@ def choose(problem: Problem, mean: Vector | None) -> Choice:
     if problem.n_classes == 1:
         return Choice("ncm", bool(options.center), "ncm: with one class every kind accepts and rejects alike")
     if np.median(counts) < 2:  # noqa: PLR2004
-        return Choice("ncm", center, f"ncm{_centred(center)}: most classes have one example, too few to compare")
-    if counts.min() < FOLDS:
-        return Choice(
-            "ridge",
-            center,
-            f"ridge{_centred(center)}: a class has under {FOLDS} examples, too few to compare",
-        )
+        return Choice("ridge", center, f"ridge{_centred(center)}: most classes have one example, too few to compare")
+    if np.median(counts) < FOLDS:
+        return Choice("lda", center, f"lda{_centred(center)}: most classes have two examples, too few to compare")
+    if counts.min() < MIN_COMPARED:
+        center = bool(options.center)
+        few = f"a class has under {MIN_COMPARED} examples, too few to compare"
+        return Choice("lda", center, f"lda{_centred(center)}: {few}")
     return _by_cross_validation(problem, mean)
 
 
@@ -56,53 +63,64 @@ def _by_cross_validation(problem: Problem, mean: Vector | None) -> Choice:
     spaces = {False: part} if options.center is not True else {}
     if mean is not None and options.center is not False:
         spaces[True] = replace(part, Z=unit_rows(part.Z, mean))
-    skipped = []
-    candidates = [(kind, center) for kind in ("ncm", "ridge") for center in spaces]
-    if problem.Z.size * problem.n_classes <= MAX_LOGREG:
-        candidates += [("logreg", center) for center in spaces]
-    else:
+    skipped, kinds = [], list(COMPARED)
+    if part.Z.size * problem.n_classes > MAX_LOGREG:
+        kinds.remove("logreg")
         skipped.append("logreg, for its cost")
-    if part.counts.min() >= MIN_KNN and False in spaces:
+    candidates = [(kind, center) for kind in kinds for center in spaces]
+    if False in spaces:
         candidates.append(("knn", False))
-    right = {}
-    for name, center in candidates:
-        kind, space = registry.load(name), spaces[center]
-        held = k_fold(kind, space.fixing(kind.fit(space).chosen), FOLDS)
-        weights = space.weights[held.rows]
-        right[name, center] = weights * (held.logits.argmax(axis=1) == space.y[held.rows])
-    best = _best(candidates, right)
-    listed = ", ".join(f"{name}{_centred(c)} {_percent(right[name, c])}" for name, c in candidates)
-    how = f"{FOLDS}-fold cross-validation on {len(part.y)} examples ({listed})"
-    why = "none is clearly better" if best[0] == "ridge" else "clearly better than ridge"
-    reason = f"{best[0]}{_centred(best[1])}: {why} by {how}"
+    tried = {candidate: _held_out(candidate[0], spaces[candidate[1]]) for candidate in candidates}
+    best = _best({candidate: one.gains for candidate, one in tried.items()})
+    listed = ", ".join(f"{name}{_centred(c)} {one.loss:.3f} and {one.accuracy:.1%}" for (name, c), one in tried.items())
+    how = f"by {FOLDS}-fold cross-validation on {len(part.y)} examples (log loss and accuracy: {listed})"
+    why = "no other has a clearly smaller loss" if best[0] == "lda" else "clearly smaller loss than lda"
+    reason = f"{best[0]}{_centred(best[1])}: {why} {how}"
     if skipped:
         reason += f"; not tried: {', '.join(skipped)}"
     return Choice(*best, reason)
 
 
-def _best(candidates: list[Candidate], right: dict[Candidate, Vector]) -> Candidate:
-    """Return ridge, unless others are better by over a standard error of the paired difference: their best.
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """How a candidate did on rows (r,) held out."""
 
-    Picking whatever scores highest on a few dozen rows follows chance: it did worse than always ridge.
+    gains: Vector
+    """The logarithm of the calibrated probability of each row's class, times its weight."""
+    loss: float
+    accuracy: float
+
+
+def _held_out(name: str, space: Problem) -> _Tried:
+    kind = registry.load(name)
+    held = k_fold(kind, space.fixing(kind.fit(space).chosen), FOLDS)
+    truth, weights = space.y[held.rows], space.weights[held.rows]
+    temperature = fit_temperature(held, truth)
+    shares = probabilities(held.logits, temperature, np.zeros(space.n_classes))[np.arange(len(truth)), truth]
+    gains = weights * np.log(np.maximum(shares, np.finfo(float).tiny))
+    right = weights * (held.logits.argmax(axis=1) == truth)
+    return _Tried(gains, float(-gains.mean()), float(right.sum() / weights.sum()))
+
+
+def _best(gains: dict[Candidate, Vector]) -> Candidate:
+    """Return lda, unless others are better by over two standard errors of the paired difference: their best.
+
+    By log loss, which a few dozen rows show more surely than the share of right answers. Taking whatever has the
+    least follows chance: it did worse than always lda.
     """
-    default = next(candidate for candidate in candidates if candidate[0] == "ridge")
-    clear = [default]
-    for candidate in candidates:
-        difference = right[candidate] - right[default]
-        if difference.sum() > np.sqrt(np.square(difference).sum()) + 1e-9:
+    default = next(candidate for candidate in gains if candidate[0] == "lda")
+    clear = []
+    for candidate, own in gains.items():
+        difference = own - gains[default]
+        if difference.sum() > CLEARLY * difference.std(ddof=1) * np.sqrt(len(difference)) + 1e-9:
             clear.append(candidate)
-    if len(clear) == 1:
-        return default
     # max() returns the first of equals, and the candidates stand from simple to elaborate.
-    return max(clear[1:], key=lambda candidate: round(float(right[candidate].sum()), 9))
+    return max(clear, key=lambda candidate: round(float(gains[candidate].sum()), 9), default=default)
 
 
-def _percent(right: Vector) -> str:
-    return f"{100 * right.mean():.1f} %"
-
-
-def _affordable(problem: Problem) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    return stratified(problem.y, np.arange(len(problem.y)), 5000, problem.options.seed)
+def _affordable(problem: Problem) -> Rows:
+    limit = max(FOLDS * problem.n_classes, MAX_NUMBERS // problem.Z.shape[1])
+    return stratified(problem.y, np.arange(len(problem.y)), limit, problem.options.seed)
 
 
 def _centred(center: bool) -> str:

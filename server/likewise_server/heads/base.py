@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    from likewise_server.heads.moments import Moments
     from likewise_server.heads.options import HeadOptions
 
 Matrix = NDArray[np.float64]
@@ -38,6 +39,10 @@ class Scorer(Protocol):
         """Return the state, all of it, as float64 arrays."""
         ...
 
+    def member_logits(self, Z: Matrix) -> Iterable[Matrix]:
+        """Yield what each member of an ensemble scores, (m, C); nothing where there are none."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Linear:
@@ -58,6 +63,10 @@ class Linear:
         """See Scorer."""
         return {"W": self.W, "b": self.b}
 
+    def member_logits(self, Z: Matrix) -> Iterable[Matrix]:  # noqa: ARG002
+        """See Scorer."""
+        return ()
+
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[np.float64]]) -> Linear:
         """Build again from `arrays()`."""
@@ -74,6 +83,10 @@ class Problem:
     options: HeadOptions
     totals: Rows | None = None
     """Class sizes to weigh up to, (C,): a fold keeps the proportions of the whole."""
+    emphasis: Vector | None = None
+    """Further weights of the rows, (n,): boosting's."""
+    blocks: tuple[int, ...] = ()
+    """Widths of the parts that a row is made of, where it is several backbones' features side by side."""
 
     @property
     def counts(self) -> Rows:
@@ -83,7 +96,14 @@ class Problem:
     @property
     def one_hot(self) -> Matrix:
         """(n, C) of 0 and 1."""
-        return np.eye(self.n_classes)[self.y]
+        Y = np.zeros((len(self.y), self.n_classes))
+        Y[np.arange(len(self.y)), self.y] = 1.0
+        return Y
+
+    def class_sums(self, X: Matrix) -> Matrix:
+        """Sum the rows of X (n, k) class by class, (C, k): one pass, where a product with `one_hot` takes C."""
+        order = np.argsort(self.y, kind="stable")
+        return np.add.reduceat(X[order], np.searchsorted(self.y[order], np.arange(self.n_classes)), axis=0)
 
     @property
     def weights(self) -> Vector:
@@ -91,11 +111,14 @@ class Problem:
         balanced = self.options.class_weight == "balanced"
         totals = np.ones(self.n_classes) if balanced else self.counts if self.totals is None else self.totals
         weights = (totals / self.counts)[self.y]
+        if self.emphasis is not None:
+            weights = weights * self.emphasis
         return np.asarray(weights / weights.mean(), dtype=np.float64)
 
     def take(self, rows: Rows) -> Problem:
         """Return the problem of these rows only."""
-        return replace(self, Z=self.Z[rows], y=self.y[rows])
+        emphasis = None if self.emphasis is None else self.emphasis[rows]
+        return replace(self, Z=self.Z[rows], y=self.y[rows], emphasis=emphasis)
 
     def fixing(self, chosen: Mapping[str, float]) -> Problem:
         """Return the same problem with what a fit chose as its options."""
@@ -138,11 +161,31 @@ class Kind:
     held_out: Callable[[Problem], HeldOut]
     restore: Callable[[Mapping[str, NDArray[np.float64]]], Scorer]
     one_shot_temperature: float
+    fit_moments: Callable[[Moments, Problem], Fit] | None = None
+    """Fit from the sums over all rows, and hold out those of a sample; None for a kind that needs every row."""
+    gram: bool = True
+    """Whether that takes G."""
+    updatable: bool = False
+    """Whether it has a closed form, so that training again from the rows a head keeps takes no time."""
+    votes: bool = False
+    """Whether its supports vote: then all rows are kept, and scoring takes the similarities to them."""
 
 
 def holdable(problem: Problem) -> Rows:
     """Return the rows that can be held out: those whose class keeps another one."""
     return np.flatnonzero(problem.counts[problem.y] >= 2)  # noqa: PLR2004
+
+
+def in_span(problem: Problem) -> tuple[Problem, Matrix | None]:
+    """Return the problem in the coordinates of its rows' span, and that basis (d, n); as it is where n ≥ d.
+
+    Whatever goes by inner products finds the same there, and few rows of many dimensions cost little.
+    """
+    n, d = problem.Z.shape
+    if n >= d:
+        return problem, None
+    basis, coordinates = np.linalg.qr(problem.Z.T)
+    return replace(problem, Z=np.ascontiguousarray(coordinates.T)), np.asarray(basis, dtype=np.float64)
 
 
 def unit_rows(X: NDArray[np.floating], mean: Vector | None = None) -> Matrix:

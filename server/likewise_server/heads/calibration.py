@@ -1,8 +1,9 @@
 """Calibration: one temperature, fitted on held-out logits (Guo et al., 2017, arXiv:1706.04599).
 
-One number can be fitted from a handful of pictures and never changes which class wins. The targets are
-Platt's (1999): with n rows nothing is believed beyond (n+1)/(n+2), so that a few rows told apart without a
-mistake do not become certainties.
+One number can be fitted from a handful of pictures and never changes which class wins. The targets are smoothed
+as Platt's (1999) are, with a quarter of his pseudo-count: with n rows nothing is believed beyond (n+¼)/(n+½), so
+that a few rows told apart without a mistake do not become certainties. The whole of it made scores too low, for
+held-out rows were scored by heads of fewer examples already (docs/heads.md).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from likewise_server.heads.base import HeldOut, Matrix, Rows, Vector
 
 _LOWEST, _HIGHEST = 1e-4, 1e2
+_PSEUDO_COUNT = 0.25
 
 
 def probabilities(logits: Matrix, temperature: float, log_prior: Vector) -> Matrix:
@@ -29,7 +31,7 @@ def fit_temperature(held: HeldOut, y: Rows) -> float:
     from scipy.optimize import minimize_scalar  # noqa: PLC0415
 
     n, C = held.logits.shape
-    sure = (n + 1) / (n + 2)
+    sure = (n + _PSEUDO_COUNT) / (n + 2 * _PSEUDO_COUNT)
     logits = held.logits - held.logits.max(axis=1, keepdims=True)
     own = logits[np.arange(n), y]
     # The expected logit under the smoothed target: `sure` on the own class, the rest spread over the others.

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from likewise_server.heads.base import Vector
+    from likewise_server.heads.base import Rows, Vector
     from likewise_server.heads.head import TrainedHead
 
 ECE_BINS = 15
 CURVE_POINTS = 20
+MOST_MISTAKES = 50
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,27 @@ class ClassReport:
     recall: float
     f1: float
     support: int
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The known rows whose best class's probability lies in one of 15 equal ranges."""
+
+    score: float
+    """Their mean probability."""
+    accuracy: float
+    """Share of them whose best class is their label."""
+    n: int
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A row that was answered with a class that is not its label, known or not."""
+
+    row: int
+    answer: str
+    score: float
+    """The probability of the answer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +82,13 @@ class Evaluation:
     """Share of the other rows answered with a class; None without such rows."""
     unknown_labels: Mapping[str, int]
     """Labels the head does not know, and their rows."""
+    reliability: tuple[ReliabilityBin, ...] = ()
+    """What `ece` sums up, in order of score; ranges without rows are left out."""
+    rejection_auroc: float | None = None
+    """Chance that a row of an unknown label is more novel than a known one, ties counting half (the area under the
+    ROC curve, Hanley and McNeil 1982); None unless there are rows of both."""
+    mistakes: tuple[Mistake, ...] = ()
+    """The surest wrong answers, at most 50; "unknown" is none."""
 
 
 def evaluate(head: TrainedHead, X: ArrayLike, labels: Sequence[str], *, reject: bool = True) -> Evaluation:
@@ -80,6 +109,8 @@ def evaluate(head: TrainedHead, X: ArrayLike, labels: Sequence[str], *, reject: 
     low, high = wilson(hits, n_known)
     reports = _reports(head.classes, confusion)
     present = [report.f1 for report in reports.values() if report.support]
+    score = probabilities.max(axis=1)
+    reliability = _reliability(score[known], (best == truth)[known])
     others = sorted({label for label in labels if label not in number})
     return Evaluation(
         n=len(labels),
@@ -90,11 +121,14 @@ def evaluate(head: TrainedHead, X: ArrayLike, labels: Sequence[str], *, reject: 
         macro_f1=float(np.mean(present)) if present else None,
         per_class=reports,
         confusion=confusion,
-        ece=_ece(probabilities.max(axis=1)[known], (best == truth)[known]) if n_known else None,
+        ece=sum(part.n * abs(part.score - part.accuracy) for part in reliability) / n_known if n_known else None,
         rejection_curve=_curve(novelty, best == truth),
         false_reject_rate=float((answer[known] == C).mean()) if n_known else None,
         unknown_accept_rate=float((answer[~known] < C).mean()) if n_other else None,
         unknown_labels={label: labels.count(label) for label in others},
+        reliability=reliability,
+        rejection_auroc=auroc(novelty[known], novelty[~known]) if n_known and n_other else None,
+        mistakes=_mistakes(head.classes, truth, answer, score),
     )
 
 
@@ -113,10 +147,27 @@ def _reports(classes: tuple[str, ...], confusion: NDArray[np.int64]) -> dict[str
     }
 
 
-def _ece(score: Vector, right: NDArray[np.bool_]) -> float:
-    bins = np.minimum((score * ECE_BINS).astype(np.intp), ECE_BINS - 1)
-    gaps = np.bincount(bins, score - right, ECE_BINS)
-    return float(np.abs(gaps).sum() / len(score))
+def _reliability(score: Vector, right: NDArray[np.bool_]) -> tuple[ReliabilityBin, ...]:
+    number = np.minimum((score * ECE_BINS).astype(np.intp), ECE_BINS - 1)
+    counts = np.bincount(number, minlength=ECE_BINS)
+    scores, hits = np.bincount(number, score, ECE_BINS), np.bincount(number, right, ECE_BINS)
+    return tuple(
+        ReliabilityBin(float(scores[i] / counts[i]), float(hits[i] / counts[i]), int(counts[i]))
+        for i in np.flatnonzero(counts)
+    )
+
+
+def auroc(known: Vector, other: Vector) -> float:
+    """Return the chance that one of the others is larger than a known one, ties counting half (Hanley and McNeil)."""
+    ordered = np.sort(known)
+    below, up_to = (np.searchsorted(ordered, other, side) for side in ("left", "right"))
+    return float((below + up_to).mean() / (2 * len(known)))
+
+
+def _mistakes(classes: tuple[str, ...], truth: Rows, answer: Rows, score: Vector) -> tuple[Mistake, ...]:
+    wrong = np.flatnonzero((answer != truth) & (answer < len(classes)))
+    surest = wrong[np.argsort(-score[wrong], kind="stable")][:MOST_MISTAKES]
+    return tuple(Mistake(int(row), classes[answer[row]], float(score[row])) for row in surest)
 
 
 def _curve(novelty: Vector, right: NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:

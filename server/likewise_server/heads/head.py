@@ -10,7 +10,6 @@ import numpy as np
 from likewise_server.heads.base import unit_rows
 from likewise_server.heads.calibration import probabilities
 from likewise_server.heads.inputs import check_vectors
-from likewise_server.heads.rejection import novelty
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from likewise_server.heads.base import Matrix, Scorer, Vector
+    from likewise_server.heads.moments import Ledger
     from likewise_server.heads.rejection import Rejection
 
 # Bounds the (rows, supports) similarities to 2048 x 5000 x 4 bytes for all kinds but large kNN heads.
@@ -75,10 +75,12 @@ class Prediction:
     probabilities: NDArray[np.float64]
     """(C,), in the order of the head's classes; sums to 1."""
     novelty: float
-    """1 minus the mean cosine to the nearest training examples: 0 alike, 1 unrelated."""
+    """How unlike it is to all training examples: about 0 alike to 1 unrelated; see rejection.py."""
     threshold: float
     neighbours: tuple[Neighbour, ...]
     """The nearest training examples, nearest first: why the head may think so."""
+    spread: float | None = None
+    """Standard deviation of the probability of `best` over an ensemble's members: how far they disagree."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,18 @@ class TrainedHead:
     """(d,), subtracted before scoring; None without centring."""
     log_prior: Vector
     scorer: Scorer
+    pool_mean: Vector | None = None
+    """(d,), the collection's mean where it was known, whether or not the scores are centred: novelty is."""
+    support_hashes: tuple[str, ...] = ()
+    """Content hashes of the supports, or none: the same picture twice is warned of again after an update."""
+    ledger: Ledger | None = None
+    """The sums over all examples, for a head that keeps only part of them; None where it keeps all, or cannot be
+    updated."""
+
+    @property
+    def example_ids(self) -> tuple[str, ...]:
+        """The ids of the examples it was trained on, as far as it knows them: at least the supports'."""
+        return self.ledger.ids if self.ledger else self.support_ids
 
     @property
     def temperature(self) -> float:
@@ -128,13 +142,14 @@ class TrainedHead:
         dimension, not finite or all zeros.
         """
         predictions: list[Prediction] = []
-        for shares, novelties, similarities in self._chunks(X):
+        for shares, novelties, similarities, Z in self._chunks(X):
+            spreads = self._spreads(Z, shares)
             count = max(0, min(neighbours, similarities.shape[1]))
             # A stable sort of what argpartition found: ties come in the order of the supports.
             nearest = np.sort(np.argpartition(-similarities, max(count - 1, 0), axis=1)[:, :count], axis=1)
             order = np.argsort(-np.take_along_axis(similarities, nearest, axis=1), axis=1, kind="stable")
             nearest = np.take_along_axis(nearest, order, axis=1)
-            for share, far, row, near in zip(shares, novelties, similarities, nearest, strict=True):
+            for share, far, row, near, spread in zip(shares, novelties, similarities, nearest, spreads, strict=True):
                 best = int(share.argmax())
                 unknown = reject and far > self.threshold
                 predictions.append(
@@ -149,23 +164,33 @@ class TrainedHead:
                             Neighbour(self.support_ids[i], self.classes[self.support_classes[i]], float(row[i]))
                             for i in near
                         ),
+                        spread=spread,
                     )
                 )
         return predictions
 
+    def _spreads(self, Z: Matrix, shares: Matrix) -> list[float] | list[None]:
+        rows, best = np.arange(len(Z)), shares.argmax(axis=1)
+        members = [
+            probabilities(logits, self.temperature, self.log_prior)[rows, best]
+            for logits in self.scorer.member_logits(Z)
+        ]
+        return [float(spread) for spread in np.std(members, axis=0)] if members else [None] * len(Z)
+
     def scores(self, X: ArrayLike) -> tuple[Matrix, Vector]:
         """Return the probabilities (m, C) and the novelties (m,) of vectors (m, d), as `predict` does."""
-        parts = [(shares, novelties) for shares, novelties, _ in self._chunks(X)]
+        parts = [(shares, novelties) for shares, novelties, *_ in self._chunks(X)]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
-    def _chunks(self, X: ArrayLike) -> Iterator[tuple[Matrix, Vector, NDArray[np.float32]]]:
+    def _chunks(self, X: ArrayLike) -> Iterator[tuple[Matrix, Vector, NDArray[np.float32], Matrix]]:
+        """Yield probabilities, novelties, similarities to the supports and the rows in the scoring space."""
         checked = check_vectors(X, dim=self.dim)
         for start in range(0, len(checked), _CHUNK):
             plain = unit_rows(checked[start : start + _CHUNK])
             similarities = plain.astype(np.float32) @ self.supports.T
             Z = plain if self.mean is None else unit_rows(plain, self.mean)
             shares = probabilities(self.scorer.logits(Z, similarities), self.temperature, self.log_prior)
-            yield shares, novelty(similarities, self.rejection.k), similarities
+            yield shares, self.rejection.novelty(plain, similarities), similarities, Z
 
     def to_bytes(self) -> bytes:
         """Return the arrays, as safetensors. With `meta()` they are the whole head."""

@@ -76,6 +76,20 @@ def check_mean(mean: ArrayLike | None, dim: int) -> NDArray[np.float64] | None:
     return checked
 
 
+def check_hashes(hashes: Sequence[str], n: int) -> None:
+    """Raise InvalidArgument unless there are n content hashes, or none."""
+    if len(hashes) not in {0, n}:
+        raise InvalidArgument(f"{n} vectors came with {len(hashes)} content hashes: give all or none")
+
+
+def check_blocks(blocks: Sequence[int], dim: int) -> tuple[int, ...]:
+    """Return the widths of a vector's parts; InvalidArgument unless they are positive and `dim` in sum, or none."""
+    widths = tuple(int(width) for width in blocks)
+    if widths and (min(widths) < 1 or sum(widths) != dim):
+        raise InvalidArgument(f"blocks {widths} must be the widths of the parts of vectors of {dim} dimensions")
+    return widths
+
+
 def label_warnings(labels: Sequence[str], pictures: Sequence[Hashable], ids: Sequence[str]) -> tuple[str, ...]:
     """Return warnings about the examples; `pictures` is equal where two examples are the same picture."""
     sizes = Counter(labels)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from likewise_server.heads.base import Fit, HeldOut, Kind, holdable
-from likewise_server.heads.validate import MAX_HELD_OUT, stratified
+from likewise_server.heads.validate import MAX_LEFT_OUT, stratified
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -55,6 +55,10 @@ class Votes:
             "shape": np.array([self.n_classes, self.k], dtype=np.float64),
         }
 
+    def member_logits(self, Z: Matrix) -> Iterable[Matrix]:  # noqa: ARG002
+        """See Scorer."""
+        return ()
+
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[np.float64]]) -> Votes:
         """Build again from `arrays()`."""
@@ -74,8 +78,8 @@ def fit(problem: Problem) -> Fit:
 
 
 def held_out(problem: Problem) -> HeldOut:
-    """Leave-one-out votes, of at most MAX_HELD_OUT rows against all others."""
-    rows = stratified(problem.y, holdable(problem), MAX_HELD_OUT, problem.options.seed)
+    """Leave-one-out votes, of at most MAX_LEFT_OUT rows against all others."""
+    rows = stratified(problem.y, holdable(problem), MAX_LEFT_OUT, problem.options.seed)
     votes, supports = _votes(problem), problem.Z.astype(np.float32)
     logits = np.empty((len(rows), problem.n_classes))
     for start in range(0, len(rows), _CHUNK):
@@ -86,4 +90,6 @@ def held_out(problem: Problem) -> HeldOut:
     return HeldOut(logits, rows, len(rows), "leave-one-out")
 
 
-KIND = Kind("knn", ("k", "class_weight"), fit, held_out, Votes.restore, one_shot_temperature=0.55)
+KIND = Kind(
+    "knn", ("k", "class_weight"), fit, held_out, Votes.restore, one_shot_temperature=0.55, updatable=True, votes=True
+)

@@ -13,12 +13,8 @@ import numpy as np
 from likewise_server.heads.base import Fit, HeldOut, Kind, Linear, holdable
 
 if TYPE_CHECKING:
-    from likewise_server.heads.base import Matrix, Problem
-
-
-def _class_sums(problem: Problem) -> Matrix:
-    """(C, d). The prototype's direction is the sum's: dividing by the count would change nothing."""
-    return problem.one_hot.T @ problem.Z
+    from likewise_server.heads.base import Matrix, Problem, Rows
+    from likewise_server.heads.moments import Moments
 
 
 def _safe(length: Matrix) -> Matrix:
@@ -28,15 +24,26 @@ def _safe(length: Matrix) -> Matrix:
 
 def fit(problem: Problem) -> Fit:
     """Average each class and scale the average to length 1."""
-    sums = _class_sums(problem)
-    prototypes = sums / _safe(np.linalg.norm(sums, axis=1, keepdims=True))
-    return Fit(Linear(prototypes.T, np.zeros(problem.n_classes)))
+    return Fit(_prototypes(problem.class_sums(problem.Z)))
+
+
+def fit_moments(moments: Moments, sample: Problem) -> Fit:
+    """Fit from sums; what is held out are rows of the sample, each taken out of the sums in turn."""
+    rows = np.flatnonzero(moments.counts[sample.y] >= 2)  # noqa: PLR2004
+    return Fit(_prototypes(moments.sums), held_out=_leave_one_out(moments.sums, sample, rows))
+
+
+def _prototypes(sums: Matrix) -> Linear:
+    """Scale the sums (C, d) to length 1: dividing by the counts first would change nothing."""
+    return Linear((sums / _safe(np.linalg.norm(sums, axis=1, keepdims=True))).T, np.zeros(len(sums)))
 
 
 def held_out(problem: Problem) -> HeldOut:
     """Leave-one-out logits in closed form: only the own class's prototype changes, by one subtraction."""
-    rows = holdable(problem)
-    sums = _class_sums(problem)
+    return _leave_one_out(problem.class_sums(problem.Z), problem, holdable(problem))
+
+
+def _leave_one_out(sums: Matrix, problem: Problem, rows: Rows) -> HeldOut:
     lengths = np.linalg.norm(sums, axis=1)
     Z, y = problem.Z[rows], problem.y[rows]
     dots = Z @ sums.T
@@ -48,4 +55,14 @@ def held_out(problem: Problem) -> HeldOut:
     return HeldOut(logits, rows, len(rows), "leave-one-out")
 
 
-KIND = Kind("ncm", ("center",), fit, held_out, Linear.restore, one_shot_temperature=0.04)
+KIND = Kind(
+    "ncm",
+    ("center",),
+    fit,
+    held_out,
+    Linear.restore,
+    one_shot_temperature=0.04,
+    fit_moments=fit_moments,
+    gram=False,
+    updatable=True,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,13 @@ from likewise_server.errors import InvalidArgument
 from likewise_server.heads.registry import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 _COMMON = ("temperature", "max_false_reject", "prior", "seed")
 _AUTO = ("center", "class_weight")
+METHODS = ("average", "bagging", "boosting", "stacking")
+# What an ensemble is made of: heads whose state is a matrix.
+MEMBER_KINDS = ("ncm", "ridge", "lda", "logreg")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,26 @@ class HeadOptions:
     prior: Mapping[str, float] | None = None
     """Class to weight: multiplies the probabilities, which are then normalised again."""
     seed: int = 0
-    """Seeds the folds and the subsets of large training sets."""
+    """Seeds the folds, the subsets of large training sets, and whatever else is drawn."""
+    hidden: int = 256
+    """mlp: hidden units."""
+    dropout: float = 0.3
+    """mlp: share of the hidden units that each step leaves out."""
+    weight_decay: float = 0.01
+    """mlp: AdamW's."""
+    epochs: int = 200
+    """mlp: passes over the examples, at most."""
+    learning_rate: float = 0.003
+    """mlp: at the start."""
+    schedule: str = "cosine"
+    """mlp: how the learning rate falls; "cosine" annealing, or by ten whenever the held-out loss is on a "plateau"."""
+    patience: int = 20
+    """mlp: epochs without a lower held-out loss after which training ends."""
+    method: str = "average"
+    """ensemble: how its members come about and are combined."""
+    members: int | tuple[str, ...] | None = None
+    """ensemble: how many (bagging, boosting) or which kinds (average, stacking). None: ten; ridge, lda and logreg,
+    or ridge for each of several backbones."""
 
     @classmethod
     def parse(cls, kind: str, options: Mapping[str, object]) -> HeadOptions:
@@ -65,6 +88,20 @@ class HeadOptions:
             class_weight=_choice("class_weight", given.get("class_weight"), ("balanced",)),
             prior=_prior(given.get("prior")),
             seed=_whole("seed", given.get("seed"), 0) or 0,
+            hidden=_whole("hidden", given.get("hidden"), 1) or cls.hidden,
+            dropout=_default(
+                _number("dropout", given.get("dropout"), lambda v: 0 <= v < 1, "from 0 up to but not 1"), cls.dropout
+            ),
+            weight_decay=_default(
+                _number("weight_decay", given.get("weight_decay"), lambda v: v >= 0, "0 or more"), cls.weight_decay
+            ),
+            epochs=_whole("epochs", given.get("epochs"), 1) or cls.epochs,
+            learning_rate=_number("learning_rate", given.get("learning_rate"), lambda v: v > 0, "greater than 0")
+            or cls.learning_rate,
+            schedule=_choice("schedule", given.get("schedule"), ("cosine", "plateau")) or cls.schedule,
+            patience=_whole("patience", given.get("patience"), 1) or cls.patience,
+            method=(method := _choice("method", given.get("method"), METHODS) or cls.method),
+            members=_members(given.get("members"), method),
         )
 
     def given(self) -> dict[str, object]:
@@ -72,7 +109,31 @@ class HeadOptions:
         default = HeadOptions()
         names = self.__dataclass_fields__
         values = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(default, name)}
-        return {name: dict(value) if name == "prior" else value for name, value in values.items()}
+        return {name: _json(value) for name, value in values.items()}
+
+
+def _json(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _default(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _members(value: object, method: str) -> int | tuple[str, ...] | None:
+    """Return how many, or which kinds: a list of names, or one text with commas between them."""
+    if value is None:
+        return None
+    if method in {"bagging", "boosting"}:
+        return _whole("members", value, 1)
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names or not set(names) <= set(MEMBER_KINDS):
+        raise InvalidArgument(
+            f"option 'members' must list kinds among {', '.join(MEMBER_KINDS)} with method {method!r}, not {value!r}"
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def _boolean(name: str, value: object) -> bool | None:

@@ -24,6 +24,12 @@ def _knn() -> Kind:
     return KIND
 
 
+def _lda() -> Kind:
+    from likewise_server.heads.lda import KIND  # noqa: PLC0415
+
+    return KIND
+
+
 def _ridge() -> Kind:
     from likewise_server.heads.ridge import KIND  # noqa: PLC0415
 
@@ -36,18 +42,38 @@ def _logreg() -> Kind:
     return KIND
 
 
-# From the simplest to the most elaborate: `auto` breaks ties in this order.
+def _mlp() -> Kind:
+    from likewise_server.heads.mlp import KIND  # noqa: PLC0415
+
+    return KIND
+
+
+def _ensemble() -> Kind:
+    from likewise_server.heads.ensemble import KIND  # noqa: PLC0415
+
+    return KIND
+
+
+# From the simplest to the most elaborate.
 _LOADERS: dict[str, Callable[[], Kind]] = {
     "ncm": _ncm,
     "ridge": _ridge,
+    "lda": _lda,
     "logreg": _logreg,
     "knn": _knn,
+    "mlp": _mlp,
+    "ensemble": _ensemble,
 }
 
 
 def kinds() -> tuple[str, ...]:
     """Return what `train(kind=...)` accepts: "auto" and every registered kind."""
-    return ("auto", *_LOADERS)
+    return ("auto", *names())
+
+
+def names() -> tuple[str, ...]:
+    """Return the registered kinds."""
+    return tuple(_LOADERS)
 
 
 def load(name: str) -> Kind:

@@ -11,6 +11,8 @@ import numpy as np
 from likewise_server.errors import FailedPrecondition
 from likewise_server.heads import registry
 from likewise_server.heads.head import Metrics, TrainedHead
+from likewise_server.heads.likeness import Likeness
+from likewise_server.heads.moments import Ledger, Moments
 from likewise_server.heads.rejection import Rejection
 
 if TYPE_CHECKING:
@@ -27,14 +29,52 @@ def to_bytes(head: TrainedHead) -> bytes:
     arrays: dict[str, np.ndarray[Any, Any]] = {
         "supports": head.supports,
         "support_classes": head.support_classes,
-        "support_ids": np.frombuffer(json.dumps(head.support_ids).encode(), dtype=np.uint8),
+        "support_ids": _packed(head.support_ids),
         "log_prior": head.log_prior,
     }
     if head.mean is not None:
         arrays["mean"] = head.mean
+    if head.pool_mean is not None:
+        arrays["pool_mean"] = head.pool_mean
+    if head.rejection.likeness is not None:
+        arrays["likeness"] = head.rejection.likeness.W
+    if head.support_hashes:
+        arrays["support_hashes"] = _packed(head.support_hashes)
+    if head.ledger is not None:
+        arrays |= _ledger_arrays(head.ledger)
     arrays |= {_SCORER + name: array for name, array in head.scorer.arrays().items()}
     # safetensors writes memory as it lies: a view or a transposed array would be stored wrongly.
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def _packed(texts: tuple[str, ...]) -> np.ndarray[Any, Any]:
+    return np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+
+
+def _unpacked(array: np.ndarray[Any, Any] | None) -> tuple[str, ...]:
+    return () if array is None else tuple(json.loads(array.tobytes()))
+
+
+def _likeness(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Likeness | None:
+    return Likeness(arrays["likeness"], arrays.get("pool_mean")) if "likeness" in arrays else None
+
+
+def _ledger_arrays(ledger: Ledger) -> dict[str, np.ndarray[Any, Any]]:
+    arrays = {
+        "ledger.ids": _packed(ledger.ids),
+        "ledger.classes": ledger.classes,
+        "ledger.hashes": ledger.hashes,
+        "ledger.sums": ledger.moments.sums,
+        "ledger.counts": ledger.moments.counts.astype(np.int64),
+    }
+    return arrays if ledger.moments.gram is None else {**arrays, "ledger.gram": ledger.moments.gram}
+
+
+def _ledger(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Ledger | None:
+    if "ledger.ids" not in arrays:
+        return None
+    moments = Moments(arrays.get("ledger.gram"), arrays["ledger.sums"], arrays["ledger.counts"].astype(np.intp))
+    return Ledger(moments, _unpacked(arrays["ledger.ids"]), arrays["ledger.classes"], arrays["ledger.hashes"])
 
 
 def to_meta(head: TrainedHead) -> dict[str, object]:
@@ -45,7 +85,7 @@ def to_meta(head: TrainedHead) -> dict[str, object]:
         "classes": list(head.classes),
         "dim": head.dim,
         "metrics": {**asdict(head.metrics), "per_class": dict(head.metrics.per_class)},
-        "rejection": asdict(head.rejection),
+        "rejection": head.rejection.facts(),
         "options": dict(head.options),
         "chosen": dict(head.chosen),
         "reason": head.reason,
@@ -70,17 +110,20 @@ def restore(blob: bytes, meta: Mapping[str, Any]) -> TrainedHead:
             classes=tuple(meta["classes"]),
             dim=meta["dim"],
             metrics=Metrics(**meta["metrics"]),
-            rejection=Rejection(**meta["rejection"]),
+            rejection=Rejection(**meta["rejection"], likeness=_likeness(arrays)),
+            pool_mean=arrays.get("pool_mean"),
             options=meta["options"],
             chosen=meta["chosen"],
             reason=meta["reason"],
             warnings=tuple(meta["warnings"]),
-            support_ids=tuple(json.loads(arrays["support_ids"].tobytes())),
+            support_ids=_unpacked(arrays["support_ids"]),
             support_classes=arrays["support_classes"],
             supports=arrays["supports"],
             mean=arrays.get("mean"),
             log_prior=arrays["log_prior"],
             scorer=registry.load(meta["kind"]).restore(scorer),
+            support_hashes=_unpacked(arrays.get("support_hashes")),
+            ledger=_ledger(arrays),
         )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise FailedPrecondition("the stored head is damaged: train it again") from error

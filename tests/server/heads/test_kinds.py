@@ -58,7 +58,16 @@ def test_every_kind_learns_photographs_from_five_of_each(photos: Data) -> None:
     X, labels, ids = photos
     few = [i for i in range(len(ids)) if i % 10 < 5]
     rest = [i for i in range(len(ids)) if i % 10 >= 5]
-    for kind, least in [("ncm", 0.85), ("ridge", 0.85), ("logreg", 0.85), ("knn", 0.7), ("auto", 0.85)]:
+    for kind, least in [
+        ("ncm", 0.85),
+        ("ridge", 0.85),
+        ("lda", 0.85),
+        ("logreg", 0.85),
+        ("knn", 0.7),
+        ("mlp", 0.8),
+        ("ensemble", 0.85),
+        ("auto", 0.85),
+    ]:
         head = train(X[few], [labels[i] for i in few], [ids[i] for i in few], kind=kind)
         right = [p.best == labels[i] for p, i in zip(head.predict(X[rest]), rest, strict=True)]
         assert np.mean(right) >= least, kind
@@ -129,6 +138,31 @@ def test_logreg_reaches_scikit_learns_optimum(n: int, d: int, n_classes: int, we
     np.testing.assert_allclose(ours, theirs.predict_proba(whole.Z), atol=1e-4)
 
 
+@pytest.mark.parametrize("C", [0.01, 1.0, 100.0, 1e4])
+@pytest.mark.parametrize(("n", "d"), [(300, 40), (120, 200)])
+def test_logreg_reaches_the_optimum_on_features_with_a_large_mean_and_few_loud_directions(
+    n: int, d: int, C: float
+) -> None:
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % 5
+    X = rng.normal(size=(5, d))[y] + rng.normal(size=(n, d)) + 3 * rng.normal(size=(n, 4)) @ rng.normal(size=(4, d)) + 4
+    whole = Problem(unit_rows(X), y, 5, HeadOptions(C=C))
+    theirs = LogisticRegression(C=C, solver="newton-cg", tol=1e-8, max_iter=2000).fit(whole.Z, y)
+    ours = LOGREG.fit(whole)
+
+    def loss(W: NDArray[Any], b: NDArray[Any]) -> float:
+        logits = whole.Z @ W + b
+        logits -= logits.max(axis=1, keepdims=True)
+        fit = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(n), y]
+        return float(fit.mean() + (W**2).sum() / (2 * C * n))
+
+    assert not ours.warnings
+    found = ours.scorer.arrays()
+    assert loss(found["W"], found["b"]) == pytest.approx(loss(theirs.coef_.T, theirs.intercept_), abs=1e-4)
+
+
 def test_logreg_keeps_c_at_one_where_a_class_has_two_rows(digits: Data) -> None:
     X, labels = digits[0], np.array(digits[1])
     rows = np.concatenate([np.flatnonzero(labels == c)[:s] for c, s in [("0", 5), ("1", 5), ("2", 2)]])
@@ -152,7 +186,7 @@ def test_balanced_weights_help_a_rare_class() -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(220, 3)) + np.r_[np.tile([2.0, 0, 0], (200, 1)), np.tile([0.5, 1, 0], (20, 1))]
     labels, ids = ["often"] * 200 + ["rare"] * 20, [f"{i:03d}" for i in range(220)]
-    for kind in ("ridge", "logreg", "knn"):
+    for kind in ("ridge", "logreg", "knn", "ensemble"):
         plain = train(X, labels, ids, kind=kind)
         even = train(X, labels, ids, kind=kind, options={"class_weight": "balanced"})
         found = [sum(p.best == "rare" for p in head.predict(X[200:])) for head in (plain, even)]

@@ -218,8 +218,8 @@ def test_evaluation_agrees_with_scikit_learn(digits: Data) -> None:
 
 
 def test_a_large_set_is_measured_on_a_stated_part(monkeypatch: pytest.MonkeyPatch, digits: Data) -> None:
-    for module in ("knn", "validate", "rejection"):
-        monkeypatch.setattr(f"likewise_server.heads.{module}.MAX_HELD_OUT", 100)
+    for name in ("knn.MAX_LEFT_OUT", "validate.MAX_HELD_OUT", "rejection.MAX_LEFT_OUT"):
+        monkeypatch.setattr(f"likewise_server.heads.{name}", 100)
     monkeypatch.setattr("likewise_server.heads.training.MAX_SUPPORTS", 150)
     X, labels, ids = digits[0][:400], digits[1][:400], digits[2][:400]
     votes = train(X, labels, ids, kind="knn")
