@@ -23,12 +23,24 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from likewise_server.colours import to_rgb
 from likewise_server.errors import InvalidArgument, OutOfRange
 from likewise_server.peeking import peek_pixels
-from likewise_server.resizing import Preprocessing, croppable, preprocess, resized_crop, stored_window
+from likewise_server.resizing import (
+    LOOKS,
+    Preprocessing,
+    Views,
+    croppable,
+    crops,
+    preprocess,
+    resized_crops,
+    stored_windows,
+    windows,
+)
 
 __all__ = [
+    "LOOKS",
     "Decoding",
     "ImageLimits",
     "Preprocessing",
+    "Views",
     "decode",
     "decoding_tag",
     "guard",
@@ -87,11 +99,14 @@ def guard(limits: ImageLimits) -> None:
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def pixels_of(data: bytes, how: Preprocessing, limits: ImageLimits, decoding: Decoding = "scaled") -> NDArray[np.uint8]:
+def pixels_of(
+    data: bytes, how: Preprocessing, limits: ImageLimits, decoding: Decoding = "scaled", views: Views = ""
+) -> NDArray[np.uint8]:
     """Return the upright (crop, crop, 3) uint8 pixels of the image in `data`, C-contiguous.
 
     "full" decodes every pixel, and so does "nvjpeg" what is not decoded on a GPU; "scaled" leaves out detail that a
-    large JPEG loses in the resize anyway. Lets go of the GIL while it works. Raises what `decode` does.
+    large JPEG loses in the resize anyway. With `views`, (LOOKS[views], crop, crop, 3): the same pixels first, then
+    their mirror image, then likewise the corners. Lets go of the GIL while it works. Raises what `decode` does.
     """
     with _told(data, limits):
         image = _opened(data, limits)
@@ -99,9 +114,8 @@ def pixels_of(data: bytes, how: Preprocessing, limits: ImageLimits, decoding: De
         pixels = _quick(data, image, shrink) if croppable(image.size, how) else None
         if pixels is None:
             image = _loaded(image, limits)
-    if pixels is None:
-        return preprocess(image, how)
-    return _crop(pixels, image, how)
+    made = crops(image, how, windows(image.size, how, views)) if pixels is None else _crops(pixels, image, how, views)
+    return np.stack([look for crop in made for look in (crop, crop[:, ::-1])]) if views else made[0]
 
 
 def decode(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -193,13 +207,16 @@ def _quick(data: bytes, image: Image.Image, shrink: int) -> NDArray[np.uint8] | 
     return pixels
 
 
-def _crop(pixels: NDArray[np.uint8], image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
-    """Resize and crop as stored, then turn the crop, which is small."""
+def _crops(pixels: NDArray[np.uint8], image: Image.Image, how: Preprocessing, views: Views) -> list[NDArray[np.uint8]]:
+    """Resize and crop as stored, then turn the crops, which are small."""
     orientation = _orientation(image)
-    at = stored_window(image.size, how, orientation)
-    square = np.ascontiguousarray(resized_crop(torch.from_numpy(pixels), image.size, at, how).numpy())
-    if orientation == UPRIGHT:
-        return square
+    places = stored_windows(image.size, how, orientation, views)
+    resized = resized_crops(torch.from_numpy(pixels), image.size, places, how)
+    squares = [np.ascontiguousarray(square.numpy()) for square in resized]
+    return squares if orientation == UPRIGHT else [_turned(square, image) for square in squares]
+
+
+def _turned(square: NDArray[np.uint8], image: Image.Image) -> NDArray[np.uint8]:
     stored = Image.fromarray(square)
     stored.info = image.info
     return np.array(_upright(stored))

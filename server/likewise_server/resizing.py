@@ -7,13 +7,18 @@ the bytes as they lie, stops at the crop's edge, and takes less than half the ti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+# Of the looks at one picture: the centre; it and its mirror image; it and the four corners, each with its mirror image.
+Views: TypeAlias = Literal["", "flip", "crops"]
+LOOKS: dict[Views, int] = {"": 1, "flip": 2, "crops": 10}
 
 LONGEST = 4  # ratio of sides; resizing all of a 1 x 60000 strip before cropping would take gigabytes
 
@@ -54,13 +59,32 @@ def window(size: tuple[int, int], how: Preprocessing) -> Window:
     return Window(resized_w, resized_h, round((resized_w - how.crop) / 2.0), round((resized_h - how.crop) / 2.0))
 
 
-def stored_window(size: tuple[int, int], how: Preprocessing, orientation: int) -> Window:
-    """Return where the same crop lies in the picture as it is stored, its EXIF orientation being 1 to 8."""
-    if orientation >= 5:  # noqa: PLR2004  # the rows are stored as columns
-        height, width, top, left = window(size[::-1], how)
+def windows(size: tuple[int, int], how: Preprocessing, views: Views = "") -> list[Window]:
+    """Return where the crops of an upright picture of `size` lie: in the centre, then, if asked for, in the corners.
+
+    Mirror images are of the same crops. Along a side that is no longer than the crop there is one place only.
+    """
+    centre = window(size, how)
+    if views != "crops":
+        return [centre]
+    lefts = (0, centre.width - how.crop) if centre.width > how.crop else (centre.left, centre.left)
+    tops = (0, centre.height - how.crop) if centre.height > how.crop else (centre.top, centre.top)
+    return [centre, *(Window(centre.width, centre.height, left, top) for top in tops for left in lefts)]
+
+
+def stored_windows(size: tuple[int, int], how: Preprocessing, orientation: int, views: Views = "") -> list[Window]:
+    """Return where the same crops lie in the picture as it is stored, its EXIF orientation being 1 to 8."""
+    turned = orientation >= 5  # noqa: PLR2004  # the rows are stored as columns
+    upright = windows(size[::-1] if turned else size, how, views)
+    return [_stored(at, how, orientation, turned=turned) for at in upright]
+
+
+def _stored(at: Window, how: Preprocessing, orientation: int, *, turned: bool) -> Window:
+    if turned:
+        height, width, top, left = at
         mirrored, flipped = orientation in (7, 8), orientation in (6, 7)
     else:
-        width, height, left, top = window(size, how)
+        width, height, left, top = at
         mirrored, flipped = orientation in (2, 3), orientation in (3, 4)
     return Window(
         width, height, width - how.crop - left if mirrored else left, height - how.crop - top if flipped else top
@@ -73,16 +97,24 @@ def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     Equal to torchvision's Resize and CenterCrop on the same Pillow image, pixel for pixel, up to a ratio of
     sides of LONGEST; of a longer strip only the cropped part is resized, where a value may differ by rounding.
     """
+    return crops(image, how, windows(image.size, how))[0]
+
+
+def crops(image: Image.Image, how: Preprocessing, places: Sequence[Window]) -> list[NDArray[np.uint8]]:
+    """Return the crops of an RGB `image` at `places`, as `preprocess` makes them; it is resized once."""
     width, height = image.size
     resample = Image.Resampling[how.interpolation.upper()]
-    resized_w, resized_h, left, top = window(image.size, how)
+    resized_w, resized_h = places[0].width, places[0].height
     if max(width, height) <= LONGEST * min(width, height):
         resized = image.resize((resized_w, resized_h), resample)
-        return np.array(resized.crop((left, top, left + how.crop, top + how.crop)))
+        return [np.array(resized.crop((at.left, at.top, at.left + how.crop, at.top + how.crop))) for at in places]
     scale_x, scale_y = width / resized_w, height / resized_h
-    box = (left * scale_x, top * scale_y, (left + how.crop) * scale_x, (top + how.crop) * scale_y)
-    box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
-    return np.array(image.resize((how.crop, how.crop), resample, box=box))
+    made: list[NDArray[np.uint8]] = []
+    for at in places:
+        box = (at.left * scale_x, at.top * scale_y, (at.left + how.crop) * scale_x, (at.top + how.crop) * scale_y)
+        box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
+        made.append(np.array(image.resize((how.crop, how.crop), resample, box=box)))
+    return made
 
 
 def croppable(size: tuple[int, int], how: Preprocessing) -> bool:
@@ -107,9 +139,17 @@ def resized_crop(pixels: torch.Tensor, size: tuple[int, int], at: Window, how: P
     CPU the values are within 2 of `preprocess`, and no thread but the caller's works; on CUDA they are rounded from
     float.
     """
-    bottom, right = at.top + how.crop, at.left + how.crop
+    return resized_crops(pixels, size, [at], how)[0]
+
+
+def resized_crops(
+    pixels: torch.Tensor, size: tuple[int, int], places: Sequence[Window], how: Preprocessing
+) -> list[torch.Tensor]:
+    """Return the crops at `places`, as `resized_crop` does; the picture is resized once, as far as they reach."""
+    bottom, right = max(at.top for at in places) + how.crop, max(at.left for at in places) + how.crop
+    whole_size = (places[0].height, places[0].width)
     sizes, scales = [], []
-    for stored, side, whole, end in zip(pixels.shape, size[::-1], (at.height, at.width), (bottom, right), strict=False):
+    for stored, side, whole, end in zip(pixels.shape, size[::-1], whole_size, (bottom, right), strict=False):
         # The operator takes an output as long as its input for one that need not be resized.
         sizes.append(whole if end == stored else end)
         scales.append(whole / stored if end == stored else whole / (side / round(side / stored)))
@@ -119,4 +159,5 @@ def resized_crop(pixels: torch.Tensor, size: tuple[int, int], at: Window, how: P
         y: torch.Tensor = resize(x.float(), sizes, False, *scales).round_().clamp_(0, 255).to(torch.uint8)
     else:
         y = resize(x, sizes, False, *scales)
-    return y[0].permute(1, 2, 0)[at.top : bottom, at.left : right]
+    resized = y[0].permute(1, 2, 0)
+    return [resized[at.top : at.top + how.crop, at.left : at.left + how.crop] for at in places]

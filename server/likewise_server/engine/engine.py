@@ -18,7 +18,9 @@ from likewise_server.engine.classification import Heads
 from likewise_server.engine.collections import Collections
 from likewise_server.engine.compiler import Compiler
 from likewise_server.engine.embedding import Embedder
+from likewise_server.engine.ranking import Rankings
 from likewise_server.engine.searching import Searches
+from likewise_server.engine.training import Training
 from likewise_server.engine.workers import Workers
 from likewise_server.errors import InvalidArgument, LikewiseError
 from likewise_server.images import Decoding, ImageLimits, guard
@@ -42,6 +44,8 @@ class Engine:
     collections: Collections
     searches: Searches
     heads: Heads
+    training: Training
+    rankings: Rankings
     store: Store
     batcher: Batcher
     workers: Workers
@@ -131,11 +135,14 @@ def build(
     )
     embedder = Embedder(backbones, batcher, admission, max_pixels=limits.max_pixels, compiler=compiler)
     workers, fits = Workers(WORKERS), Workers(FITS)
+    heads = Heads(store, embedder, workers, fits)
     return Engine(
         embedder,
         Collections(store, embedder, workers),
         Searches(store, embedder, workers),
-        Heads(store, embedder, workers, fits),
+        heads,
+        Training(heads, store, embedder, workers, fits),
+        Rankings(store, embedder, workers, fits),
         store,
         batcher,
         workers,

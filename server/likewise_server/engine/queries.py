@@ -13,14 +13,16 @@ from likewise_server.engine.embedding import Embedder
 from likewise_server.engine.timings import Timings
 from likewise_server.engine.workers import Workers
 from likewise_server.errors import FailedPrecondition, InvalidArgument, LikewiseError, NotFound
+from likewise_server.images import Views
 from likewise_server.store.types import CollectionInfo, Store
 
 
 @dataclass(frozen=True, slots=True)
 class ByImages:
-    """Encoded images."""
+    """Encoded images, and how many looks at each make its vector."""
 
     images: Sequence[bytes]
+    views: Views = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ async def resolve(
     """
     if isinstance(query, ByImages):
         ref = await collection_ref(embedder, info)
-        embedded = await embedder.embed(query.images, ref, deadline=deadline)
+        embedded = await embedder.embed(query.images, ref, deadline=deadline, views=query.views)
         timings.absorb(embedded.timings)
         return Resolved(embedded.vectors, embedded.errors)
     if isinstance(query, ByVectors):

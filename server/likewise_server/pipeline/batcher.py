@@ -14,6 +14,7 @@ import structlog
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.backbones.base import BackboneRef, Space
 from likewise_server.errors import Internal, LikewiseError
+from likewise_server.images import Views
 from likewise_server.pipeline.cache import EmbeddingCache
 from likewise_server.pipeline.decoders import Decode, Decoders
 from likewise_server.pipeline.devices import Device
@@ -62,19 +63,22 @@ class Batcher:
         deadline: float | None = None,
         bulk: bool = False,
         caller: int | None = None,
+        views: Views = "",
+        fresh: bool = False,
     ) -> list[Outcome]:
         """Return a vector or an error for each encoded image, in their order.
 
         `bulk` images yield to the others; those of one `caller` (see `new_caller`; by default each call is
         one) take turns with those of the rest. After `deadline` (time.monotonic() seconds) an image that
-        still waits gets DeadlineExceeded. Cancelling the await takes the images out of the queues.
+        still waits gets DeadlineExceeded. Cancelling the await takes the images out of the queues. With `views` the
+        vector is the mean direction of so many looks at the image. `fresh` ones are not looked up in the cache.
         Raises Unavailable when shutting down.
         """
         if not images:
             return []
         future: asyncio.Future[list[Outcome]] = self._loop.create_future()
         caller = self.new_caller() if caller is None else caller
-        request = Request(backbone, space, future, [None] * len(images), bulk, caller, deadline)
+        request = Request(backbone, space, future, [None] * len(images), bulk, caller, deadline, views, fresh)
         self.queues.put([Job(request, index, data) for index, data in enumerate(images)])
         return await future
 

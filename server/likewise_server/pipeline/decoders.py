@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -13,10 +14,11 @@ from threadpoolctl import threadpool_limits
 
 from likewise_server.backbones.replica import Pixels
 from likewise_server.errors import Internal, LikewiseError
-from likewise_server.images import Decoding, ImageLimits, Preprocessing, pixels_of
+from likewise_server.images import Decoding, ImageLimits, Preprocessing, Views, pixels_of
 from likewise_server.nvjpeg import NvjpegDecoder
 from likewise_server.pipeline.cache import EmbeddingCache
 from likewise_server.pipeline.jobs import Embedded, Job, Replies
+from likewise_server.pipeline.looks import Looks
 from likewise_server.pipeline.observer import Observer
 from likewise_server.pipeline.priority import yield_to_messages
 from likewise_server.pipeline.queues import Queues
@@ -29,8 +31,10 @@ class Decode(Protocol):
 
     at_once: int  # images that it likes to get together
 
-    def __call__(self, images: Sequence[bytes], how: Preprocessing) -> Sequence[Pixels | LikewiseError]:
-        """Return the pixels, or what is wrong, for each image."""
+    def __call__(
+        self, images: Sequence[bytes], how: Preprocessing, views: Views, /
+    ) -> Sequence[Pixels | LikewiseError]:
+        """Return the pixels, or what is wrong, for each image; with `views`, those of all looks at it in a stack."""
 
 
 class CpuDecode:
@@ -41,13 +45,13 @@ class CpuDecode:
     def __init__(self, limits: ImageLimits, decoding: Decoding) -> None:
         self._limits, self._decoding = limits, decoding
 
-    def __call__(self, images: Sequence[bytes], how: Preprocessing) -> list[Pixels | LikewiseError]:
+    def __call__(self, images: Sequence[bytes], how: Preprocessing, views: Views) -> list[Pixels | LikewiseError]:
         """See Decode."""
-        return [self._one(data, how) for data in images]
+        return [self._one(data, how, views) for data in images]
 
-    def _one(self, data: bytes, how: Preprocessing) -> Pixels | LikewiseError:
+    def _one(self, data: bytes, how: Preprocessing, views: Views) -> Pixels | LikewiseError:
         try:
-            return pixels_of(data, how, self._limits, self._decoding)
+            return pixels_of(data, how, self._limits, self._decoding, views)
         except LikewiseError as error:
             return error
 
@@ -60,9 +64,9 @@ class GpuDecode:
     def __init__(self, limits: ImageLimits, device: torch.device) -> None:
         self._limits, self._decoder = limits, NvjpegDecoder(device)
 
-    def __call__(self, images: Sequence[bytes], how: Preprocessing) -> Sequence[Pixels | LikewiseError]:
+    def __call__(self, images: Sequence[bytes], how: Preprocessing, views: Views) -> Sequence[Pixels | LikewiseError]:
         """See Decode."""
-        return self._decoder.decode_many(images, how, self._limits)
+        return self._decoder.decode_many(images, how, self._limits, views)
 
 
 class Decoders:
@@ -108,9 +112,9 @@ class Decoders:
 
     def _answered(self, job: Job, started: float) -> bool:
         """Answer from the cache if it can."""
-        if not self._cache:
+        if not self._cache or job.request.fresh:
             return False
-        job.key = self._cache.key(job.data, job.request.space.fingerprint)
+        job.key = self._cache.key(job.data, job.request.kept_under)
         vector = self._cache.get(job.key)
         self._observer.on_lookup(hit=vector is not None)
         if vector is None:
@@ -122,7 +126,8 @@ class Decoders:
     def _decode_all(self, jobs: list[Job]) -> None:
         started = time.monotonic()
         try:
-            found = self._decode([job.data for job in jobs], jobs[0].request.backbone.preprocessing)
+            request = jobs[0].request
+            found = self._decode([job.data for job in jobs], request.backbone.preprocessing, request.views)
             if len(found) != len(jobs):
                 raise RuntimeError(f"the decoder gave {len(found)} results for {len(jobs)} images")  # noqa: TRY301  # handled as any other bug of it
         except Exception:
@@ -136,5 +141,13 @@ class Decoders:
                 self._queues.drop(job)
                 self._replies.fail([job], pixels)
             else:
-                job.pixels, job.decode_s = pixels, seconds
-                self._queues.put_decoded(job)
+                self._queues.put_decoded(*self._ready(job, pixels, seconds))
+
+    def _ready(self, job: Job, pixels: Pixels, seconds: float) -> list[Job]:
+        """Return the job with its pixels, or a job for each look at its picture."""
+        if not job.request.views:
+            job.pixels, job.decode_s = pixels, seconds
+            return [job]
+        count = len(pixels)
+        looks = Looks(count, partial(self._cache.put, job.key) if job.key else None)
+        return [Job(job.request, job.index, b"", b"", one, seconds / count, looks) for one in pixels]

@@ -68,10 +68,12 @@ class FairQueue:
         return next(lane.heads())
 
     def take_alike(self, most: int) -> list[Job]:
-        """Remove up to `most` jobs in turn, as long as they are for the backbone of the first."""
+        """Remove up to `most` jobs in turn, as long as they are for the backbone, and the views, of the first."""
         jobs = [self.take()]
+        first = jobs[0].request
         while len(self) and len(jobs) < most:
-            if self._peek().request.backbone is not jobs[0].request.backbone:
+            following = self._peek().request
+            if following.backbone is not first.backbone or following.views != first.views:
                 break
             jobs.append(self.take())
         return jobs

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import structlog
@@ -17,6 +17,10 @@ from likewise_server.backbones.backbone import Backbone
 from likewise_server.backbones.base import BackboneRef, Space
 from likewise_server.backbones.replica import Pixels
 from likewise_server.errors import LikewiseError
+from likewise_server.images import Views
+
+if TYPE_CHECKING:
+    from likewise_server.pipeline.looks import Looks
 
 log = structlog.get_logger()
 
@@ -38,7 +42,8 @@ Outcome: TypeAlias = Embedded | LikewiseError
 class Request:
     """Images that one caller sent at once; they share a feature, a deadline and a future.
 
-    `bulk` work yields to the rest. `deadline` is in time.monotonic() seconds.
+    `bulk` work yields to the rest. `deadline` is in time.monotonic() seconds. `views` are averaged into each vector.
+    `fresh` ones are computed whatever the cache has: somebody measures how long that takes.
     """
 
     backbone: Backbone
@@ -48,6 +53,8 @@ class Request:
     bulk: bool
     caller: int  # images of different callers take turns
     deadline: float | None
+    views: Views = ""
+    fresh: bool = False
     missing: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +67,11 @@ class Request:
             raise RuntimeError("vectors from elsewhere are not embedded")
         return self.space.backbone
 
+    @property
+    def kept_under(self) -> str:
+        """What the cache tells vectors of one picture apart by."""
+        return f"{self.space.fingerprint}/{self.views}" if self.views else self.space.fingerprint
+
     def late(self) -> bool:
         """Return whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() > self.deadline
@@ -71,7 +83,7 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One image of a request on its way."""
+    """One image of a request on its way, or one of the `looks` at it."""
 
     request: Request
     index: int
@@ -79,6 +91,7 @@ class Job:
     key: bytes = b""  # of the cache
     pixels: Pixels | None = None
     decode_s: float = 0.0
+    looks: Looks | None = None
     since: float = field(default_factory=time.monotonic)  # when it entered the queue it is in
 
     @property
@@ -112,7 +125,10 @@ class Replies:
     def _flush(self) -> None:
         self._scheduled = False
         while self._settled:
-            job, outcome = self._settled.popleft()
+            job, settled = self._settled.popleft()
+            outcome = settled if job.looks is None else job.looks.add(settled)
+            if outcome is None:
+                continue  # other looks at this picture are on their way
             request = job.request
             request.outcomes[job.index] = outcome
             request.missing -= 1

@@ -104,14 +104,19 @@ class Queues:
             if wanted:
                 return wanted
 
-    def put_decoded(self, job: Job) -> None:
-        """Take in an image that is ready for a device."""
+    def put_decoded(self, *looks: Job) -> None:
+        """Take in an image that is ready for a device, as one job or as one for each look at it."""
+        image = looks[0]
         with self._to_device:
-            self._came(job)
-            job.since = time.monotonic()
-            self._decoded.setdefault(job.feature, FairQueue()).put(job)
-            self._ready += 1
-            self._wake_device(job.feature)
+            self._came(image)
+            queue = self._decoded.setdefault(image.feature, FairQueue())
+            now = time.monotonic()
+            for job in looks:
+                job.since = now
+                queue.put(job)
+            self._inside[image.feature] += len(looks) - 1
+            self._ready += len(looks)
+            self._wake_device(image.feature)
 
     def drop(self, job: Job) -> None:
         """Forget an image that will not come out of the decoder: answered, refused or given up."""
