@@ -38,6 +38,19 @@ def client(server: ServerProcess) -> Iterator[Client]:
         yield connected
 
 
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of a server with the bundled backbone and another one, shared likewise."""
+    from support.backbones import OTHER, write_weights  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("pair")
+    options = ["--precision", "fp32", "--backbone", "likewise-tiny", "--backbone", OTHER]
+    running = start_server(folder / "data", *options, "--weights-dir", str(write_weights(folder / "weights")))
+    with Client(running.address) as connected:
+        yield connected
+    assert running.stop() == 0, running.log.read_text()[-2000:]
+
+
 @pytest.fixture
 def collection(client: Client) -> Iterator[Collection]:
     """An empty collection of the bundled backbone, gone afterwards."""

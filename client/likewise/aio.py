@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import AsyncIterable, Iterable, Sequence, Sized
 from types import TracebackType
@@ -12,35 +13,55 @@ import numpy as np
 from likewise import convert
 from likewise.chunks import cut, in_flight, prepared
 from likewise.collection import AsyncCollection
-from likewise.errors import AlreadyExists, InvalidArgument, LikewiseError
+from likewise.errors import AlreadyExists, InvalidArgument, LikewiseError, NotFound, PermissionDenied
 from likewise.images import ImageLike, encoded, weight
 from likewise.progress import bar
+from likewise.ranking import RankingCalls
 from likewise.requests import several, text, whole
 from likewise.results import BackboneInfo, CollectionInfo, Embeddings, Float32, Limits, ServerInfo
+from likewise.security import Security
 from likewise.transport import Transport, error_from
 from likewise_proto.v1 import collection_pb2 as cpb
 from likewise_proto.v1 import common_pb2 as pb
 from likewise_proto.v1 import embedding_pb2 as epb
 from likewise_proto.v1.collection_pb2_grpc import CollectionServiceStub
 from likewise_proto.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from likewise_proto.v1.head_pb2_grpc import HeadServiceStub
 
 DEFAULT_ADDRESS = "localhost:50051"
 
 
-class AsyncClient:
+class AsyncClient(RankingCalls):
     """A connection to a likewise server. Use it on one event loop, and as a context manager.
 
     `timeout`: seconds one request may take, its retries included. `retries`: how often a request is
     tried again when the server is away or overloaded. `window`: requests in flight at once.
+
+    `ca`: PEM file of the server's authority, or "public": use TLS. `cert`, `key`: PEM files of a certificate, where
+    the server wants one. `token`: who calls. What is None comes from LIKEWISE_CA, LIKEWISE_CERT, LIKEWISE_KEY,
+    LIKEWISE_TOKEN or the file LIKEWISE_TOKEN_FILE; "" is none. `insecure`: send the token to other machines also
+    without TLS. Raises InvalidArgument and NotFound for what does not go together or cannot be read.
     """
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, timeout: float = 60.0, retries: int = 5, window: int = 4
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float = 60.0,
+        retries: int = 5,
+        window: int = 4,
+        ca: str | os.PathLike[str] | None = None,
+        cert: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
+        token: str | None = None,
+        insecure: bool | None = None,
     ) -> None:
-        self._transport = Transport(address, timeout=timeout, retries=retries)
+        security = Security.of(address, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
+        self._transport = Transport(address, timeout=timeout, retries=retries, security=security)
         self._window = window
         self._embedding: Any = EmbeddingServiceStub(self._transport.channel)
         self._collections: Any = CollectionServiceStub(self._transport.channel)
+        self._heads: Any = HeadServiceStub(self._transport.channel)
         self._info: ServerInfo | None = None
 
     async def __aenter__(self) -> Self:
@@ -175,10 +196,13 @@ class AsyncClient:
             request.backbone.CopyFrom(convert.backbone_ref(backbone, layer, pooling))
         try:
             reply = await self._transport.unary(self._collections.CreateCollection, request)
-        except AlreadyExists:
-            if exist_ok:
+        except (AlreadyExists, PermissionDenied) as error:
+            if not exist_ok:
+                raise
+            try:  # also where the token may use it, but not make it
                 return await self.collection(name)
-            raise
+            except NotFound:
+                raise error from None
         return self._collection(convert.collection(reply.collection))
 
     async def collection(self, name: str) -> AsyncCollection:

@@ -16,6 +16,7 @@ from likewise.chunks import cut, in_flight, prepared
 from likewise.errors import InvalidArgument, LikewiseError, OutOfRange
 from likewise.heads import LONG_S, HeadCalls
 from likewise.images import ImageLike, uri_of
+from likewise.labels import LabelCalls
 from likewise.progress import bar
 from likewise.requests import (
     ids_per_message,
@@ -45,8 +46,8 @@ class NewItem:
     uri: str = ""
 
 
-class AsyncCollection(SearchCalls, HeadCalls):
-    """A collection on a server; what it does with heads is in heads.py, how it is searched in searching.py.
+class AsyncCollection(SearchCalls, HeadCalls, LabelCalls):
+    """A collection on a server; searches are in searching.py, heads in heads.py, labels in labels.py.
 
     `info` is as of when it was fetched; `await refresh()` fetches it again.
     """

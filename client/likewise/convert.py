@@ -27,6 +27,11 @@ POOLINGS: dict[str, pb.Pooling.ValueType] = {
     "max": pb.POOLING_MAX,
     "cls": pb.POOLING_CLS,
 }
+VIEWS: dict[str, hpb.Views.ValueType] = {
+    "": hpb.VIEWS_UNSPECIFIED,
+    "flip": hpb.VIEWS_FLIP,
+    "crops": hpb.VIEWS_CROPS,
+}
 METRICS: dict[str, cpb.Metric.ValueType] = {
     "cosine": cpb.METRIC_COSINE,
     "dot": cpb.METRIC_DOT,
@@ -50,9 +55,20 @@ def backbone_ref(name: str | None, layer: str = "", pooling: str = "") -> pb.Bac
     return pb.BackboneRef(name=name, layer=layer or options.get("layer", ""), pooling=POOLINGS[pooling])
 
 
+def views(name: str | None) -> hpb.Views.ValueType:
+    """Return the number of looks at each image. Raises InvalidArgument for an unknown name."""
+    if (name or "") not in VIEWS:
+        raise InvalidArgument(f"views is {name!r}: use flip (an image and its mirror image) or crops (ten of it)")
+    return VIEWS[name or ""]
+
+
 def backbone_name(space: pb.Space) -> str:
+    """Return what `ref_name` does of a space's backbone."""
+    return ref_name(space.backbone)
+
+
+def ref_name(ref: pb.BackboneRef) -> str:
     """Return "name", or "name?layer=…&pooling=…" for another than the default feature; "" for none."""
-    ref = space.backbone
     pooling = next(name for name, number in POOLINGS.items() if number == ref.pooling)
     options = [f"{key}={value}" for key, value in (("layer", ref.layer), ("pooling", pooling)) if value]
     return ref.name + ("?" + "&".join(options) if options else "")
@@ -220,10 +236,9 @@ def _state(message: cpb.IndexState) -> results.IndexState:
     )
 
 
-def head(message: hpb.Head) -> results.Head:
-    """Return a head's description."""
-    m = message.metrics
-    metrics = results.HeadMetrics(
+def head_metrics(m: hpb.HeadMetrics) -> results.HeadMetrics:
+    """Return what training measured."""
+    return results.HeadMetrics(
         accuracy=m.accuracy if m.HasField("accuracy") else None,
         accuracy_low=m.accuracy_low if m.HasField("accuracy_low") else None,
         accuracy_high=m.accuracy_high if m.HasField("accuracy_high") else None,
@@ -236,6 +251,24 @@ def head(message: hpb.Head) -> results.Head:
         temperature=m.temperature,
         note=m.note,
     )
+
+
+def _adaptation(m: hpb.AdaptationReport) -> results.AdaptationReport:
+    measured = m.HasField("accuracy_after")
+    return results.AdaptationReport(
+        method=m.method,
+        source_items=m.source_items,
+        target_items=m.target_items,
+        measured_items=m.measured_items,
+        accuracy_before=m.accuracy_before if measured else None,
+        accuracy_after=m.accuracy_after if measured else None,
+        gain_low=m.gain_low if measured else None,
+        gain_high=m.gain_high if measured else None,
+    )
+
+
+def head(message: hpb.Head) -> results.Head:
+    """Return a head's description."""
     return results.Head(
         name=message.name,
         version=message.version,
@@ -244,11 +277,12 @@ def head(message: hpb.Head) -> results.Head:
         fingerprint=message.space.fingerprint,
         classes=tuple(message.classes),
         class_counts=dict(message.class_counts),
-        metrics=metrics,
+        metrics=head_metrics(message.metrics),
         reason=message.reason,
         warnings=tuple(message.warnings),
         options=plain(message.options),
         created_at=message.create_time.ToNanoseconds() / 1e9,
+        adaptation=_adaptation(message.adaptation) if message.HasField("adaptation") else None,
     )
 
 
@@ -292,6 +326,9 @@ def evaluation(message: hpb.EvaluateHeadResponse) -> results.Evaluation:
         labels=tuple(message.labels),
         confusion=np.array(message.confusion, dtype=np.int64).reshape(size, size),
         rejection_curve=tuple(zip(message.coverages, message.accuracies, strict=True)),
+        reliability=tuple(results.ReliabilityBin(b.score, b.accuracy, b.items) for b in message.reliability),
+        rejection_auroc=maybe("rejection_auroc"),
+        mistakes=tuple(results.ConfusedItem(m.id, m.label, m.answer, m.score, m.uri) for m in message.mistakes),
     )
 
 

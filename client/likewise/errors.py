@@ -5,6 +5,8 @@ LikewiseError
 ├── OutOfRange           an item over a limit: do not retry
 ├── NotFound             unknown backbone, collection, head or item
 ├── AlreadyExists        the name is taken by something different
+├── PermissionDenied     the token lacks a scope, or is limited to other collections
+├── Unauthenticated      no token, or one that the server does not know (any more)
 ├── FailedPrecondition   spaces or dimensions that do not match
 ├── ResourceExhausted    overloaded; retried already, for as long as `timeout` allowed
 ├── Unavailable          no server there, or one that is loading or shutting down; retried already
@@ -54,6 +56,18 @@ class AlreadyExists(LikewiseError):
     code = "ALREADY_EXISTS"
 
 
+class PermissionDenied(LikewiseError):
+    """The token lacks a scope, or is limited to other collections."""
+
+    code = "PERMISSION_DENIED"
+
+
+class Unauthenticated(LikewiseError):
+    """No token was sent, or one that the server does not know, or not any more."""
+
+    code = "UNAUTHENTICATED"
+
+
 class FailedPrecondition(LikewiseError):
     """Spaces, dimensions or states that do not match."""
 
@@ -96,11 +110,13 @@ _BY_NUMBER: dict[int, type[LikewiseError]] = {
     4: DeadlineExceeded,
     5: NotFound,
     6: AlreadyExists,
+    7: PermissionDenied,
     8: ResourceExhausted,
     9: FailedPrecondition,
     11: OutOfRange,
     13: ServerError,
     14: Unavailable,
+    16: Unauthenticated,
 }
 
 

@@ -176,6 +176,8 @@ def examples(
             raise InvalidArgument("labels belong to images or vectors: give those too, or add labelled items")
         return []
     given = queries(images, vectors, None, limits)
+    if not len(given.sources):
+        raise InvalidArgument("there are no examples in what was given: give some, or leave it out")
     if labels is None:
         raise InvalidArgument("training examples need labels, one each")
     same_length(len(given.sources), labels=labels, ids=ids)
@@ -191,6 +193,20 @@ def examples(
             example.vector = np.asarray(value, dtype="<f4").tobytes()
         made.append(example)
     return made
+
+
+def looks_at(images: Sequence[ImageLike] | None, views: str) -> hpb.Views.ValueType:
+    """Return the number of looks at each image. Raises InvalidArgument where there are none to look at."""
+    if views and images is None:
+        raise InvalidArgument("views are looks at images, and none are given: leave views out")
+    return convert.views(views)
+
+
+def stored_ids(ids: Sequence[str] | None, what: str) -> list[str]:
+    """Return the ids of stored items. Raises InvalidArgument for a list without any: on the wire that is all items."""
+    if ids is not None and not len(ids):
+        raise InvalidArgument(f"{what} is empty: name some items, or leave it out")
+    return [text(item_id, "id") for item_id in several(ids or (), what)]
 
 
 def text(value: Any, what: str) -> str:

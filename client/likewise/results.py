@@ -190,6 +190,23 @@ class HeadMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class AdaptationReport:
+    """What an adaptation did, on those target items that have a label the head knows.
+
+    Accuracies, and the 95 % interval of their paired difference; None where `measured_items` is 0.
+    """
+
+    method: str
+    source_items: int
+    target_items: int
+    measured_items: int
+    accuracy_before: float | None
+    accuracy_after: float | None
+    gain_low: float | None
+    gain_high: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """A trained head: what `train_head` made, and what `auto` chose and why."""
 
@@ -205,6 +222,7 @@ class Head:
     warnings: tuple[str, ...]
     options: dict[str, Any]
     created_at: float  # Unix seconds
+    adaptation: AdaptationReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +265,34 @@ class ClassReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Items whose score lies in one of fifteen equal ranges: their mean score, and the share that was right."""
+
+    score: float
+    accuracy: float
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusedItem:
+    """An item with `label` that was answered with another class; `score` is that answer's probability."""
+
+    id: str
+    label: str
+    answer: str
+    score: float
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """How a head did on labelled items.
 
     `confusion` (C + 1, C + 1): true class by answer; last row: classes the head does not know;
     last column: answered "unknown". `rejection_curve`: (share answered, accuracy among those).
+    `reliability`: of the known items, without empty ranges. `rejection_auroc`: the chance that an item of a class
+    the head does not know is more novel than a known one, None unless there are both. `mistakes`: the surest
+    wrong answers, at most 50.
     """
 
     version: int
@@ -269,6 +310,9 @@ class Evaluation:
     labels: tuple[str, ...]
     confusion: NDArray[np.int64]
     rejection_curve: tuple[tuple[float, float], ...]
+    reliability: tuple[ReliabilityBin, ...] = ()
+    rejection_auroc: float | None = None
+    mistakes: tuple[ConfusedItem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

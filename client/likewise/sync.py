@@ -147,11 +147,16 @@ class Collection:
     search_examples = blocking(AsyncCollection.search_examples)
     duplicates = blocking(AsyncCollection.duplicates)
     train_head = blocking(AsyncCollection.train_head)
+    update_head = blocking(AsyncCollection.update_head)
     head = blocking(AsyncCollection.head)
     heads = blocking(AsyncCollection.heads)
     delete_head = blocking(AsyncCollection.delete_head)
     classify = blocking(AsyncCollection.classify)
     evaluate = blocking(AsyncCollection.evaluate)
+    label = blocking(AsyncCollection.label)
+    review_labels = blocking(AsyncCollection.review_labels)
+    select_source = blocking(AsyncCollection.select_source)
+    pseudo_label = blocking(AsyncCollection.pseudo_label)
     export = blocking(AsyncCollection.export)
 
     items = iterating(AsyncCollection.items)
@@ -166,10 +171,30 @@ class Client:
     """
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, timeout: float = 60.0, retries: int = 5, window: int = 4
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float = 60.0,
+        retries: int = 5,
+        window: int = 4,
+        ca: str | os.PathLike[str] | None = None,
+        cert: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
+        token: str | None = None,
+        insecure: bool | None = None,
     ) -> None:
         async def connect() -> AsyncClient:  # a channel belongs to the loop it is made on
-            return AsyncClient(address, timeout=timeout, retries=retries, window=window)
+            return AsyncClient(
+                address,
+                timeout=timeout,
+                retries=retries,
+                window=window,
+                ca=ca,
+                cert=cert,
+                key=key,
+                token=token,
+                insecure=insecure,
+            )
 
         self._async = wait_for(connect())
 
@@ -185,6 +210,7 @@ class Client:
     info = blocking(AsyncClient.info)
     backbones = blocking(AsyncClient.backbones)
     embed = blocking(AsyncClient.embed)
+    rank_backbones = blocking(AsyncClient.rank_backbones)
     collections = blocking(AsyncClient.collections)
     delete_collection = blocking(AsyncClient.delete_collection)
     create_collection = _opening(AsyncClient.create_collection)

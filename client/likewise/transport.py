@@ -12,24 +12,28 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from likewise.errors import DeadlineExceeded, LikewiseError, ResourceExhausted, Unavailable, error_class
+from likewise.security import Security
 
 Reply = TypeVar("Reply")
 
 FIRST_BACKOFF_S = 0.1
 LARGEST_BACKOFF_S = 5.0
+OPEN = Security()  # neither TLS nor a token
 UNLIMITED = -1  # message sizes: the server's limits decide
 
 
 class Transport:
     """A channel to one server. Lives on one event loop."""
 
-    def __init__(self, address: str, *, timeout: float, retries: int) -> None:
+    def __init__(self, address: str, *, timeout: float, retries: int, security: Security = OPEN) -> None:
         self.address = address
         self.timeout = timeout
         self.retries = retries
-        self.channel = grpc.aio.insecure_channel(
+        self._tls = security.tls
+        self._metadata = security.metadata()
+        self.channel = security.channel(
             address,
-            options=[
+            [
                 ("grpc.max_send_message_length", UNLIMITED),
                 ("grpc.max_receive_message_length", UNLIMITED),
                 # gRPC's own pauses before it connects again grow to two minutes, past any patience here.
@@ -56,7 +60,7 @@ class Transport:
         async def once(left: float) -> Reply:
             nonlocal lost
             try:
-                return await method(request, timeout=left)
+                return await method(request, timeout=left, metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
                 if gone_is_done and lost and error.code() is grpc.StatusCode.NOT_FOUND:
                     return None  # type: ignore[return-value]  # nobody reads the reply of a deletion
@@ -72,10 +76,20 @@ class Transport:
             async def requests() -> AsyncIterator[Any]:
                 yield request
 
-            replies = [reply async for reply in method(requests(), timeout=left)]
+            replies = [reply async for reply in method(requests(), timeout=left, metadata=self._metadata)]
             if not replies:
                 raise Unavailable(f"{self.address} ended the stream without an answer: it may be shutting down")
             return replies[0]
+
+        return await self._retried(once, timeout)
+
+    async def upload(
+        self, method: Callable[..., Any], requests: Callable[[], AsyncIterator[Any]], *, timeout: float | None = None
+    ) -> Any:
+        """Stream the messages of requests(), which begins anew for each attempt, and return the one reply."""
+
+        async def once(left: float) -> Any:
+            return await method(requests(), timeout=left, metadata=self._metadata)
 
         return await self._retried(once, timeout)
 
@@ -88,7 +102,7 @@ class Transport:
 
         async def opened(left: float) -> Any:
             nonlocal call
-            call = method(request)
+            call = method(request, metadata=self._metadata)
             async with asyncio.timeout(left):
                 return await call.read()
 
@@ -129,6 +143,7 @@ class Transport:
         message = raw.details() or raw.code().name
         if raw.code() is grpc.StatusCode.UNAVAILABLE:
             message = f"no likewise server answers at {self.address} ({message}): start one with `likewise serve`"
+            message += ", or give ca= (LIKEWISE_CA) if it speaks TLS" if not self._tls else ""
         return error_class(raw.code().value[0])(message, request_id=request_id)
 
     async def close(self) -> None:

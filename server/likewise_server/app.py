@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from likewise_proto.v1 import collection_pb2_grpc, embedding_pb2_grpc, head_pb2_grpc
+from likewise_server import tls
+from likewise_server.audit import Audit
 from likewise_server.backbones import registry
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.engine.engine import Engine, Sizes, build
@@ -23,12 +26,14 @@ from likewise_server.images import ImageLimits
 from likewise_server.metrics import Metrics
 from likewise_server.servicers.collections import CollectionServicer
 from likewise_server.servicers.embedding import EmbeddingServicer
+from likewise_server.servicers.guard import AccessInterceptor
 from likewise_server.servicers.heads import HeadServicer
 from likewise_server.servicers.interceptor import CallInterceptor
 from likewise_server.servicers.limits import Limits
 from likewise_server.settings import Settings
 from likewise_server.store import open_store
 from likewise_server.store.types import Store
+from likewise_server.tokens import Tokens
 
 log = structlog.get_logger()
 
@@ -38,6 +43,9 @@ SERVICES = (
     "likewise.v1.HeadService",
 )
 HEALTH_PERIOD_S = 1.0
+# Python's default is 5 ms. A search takes the interpreter back some ten times, and while another thread writes items
+# each time took as long as that; ingestion itself gains a third.
+SWITCH_S = 0.0005
 
 
 @dataclass(slots=True)
@@ -50,6 +58,7 @@ class Running:
     port: int
     watcher: asyncio.Task[None]
     draining: asyncio.Event
+    audit: Audit
 
     async def stop(self, grace_s: float) -> None:
         """Say not ready, answer what was accepted within `grace_s` seconds, then let go of everything."""
@@ -59,6 +68,7 @@ class Running:
         await self.engine.stop_compiling()
         await self.server.stop(grace_s)
         await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self.audit.close)
 
 
 def package_version() -> str:
@@ -97,21 +107,19 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
 async def start(settings: Settings) -> Running:
     """Open the store, load the backbones, prove them with a forward each, and listen.
 
-    Raises FailedPrecondition when asked to listen beyond this machine without `insecure`.
+    Raises FailedPrecondition when asked to listen beyond this machine without TLS and tokens, unless `insecure`.
     """
-    if not settings.is_loopback() and not settings.insecure:
-        raise FailedPrecondition(
-            f"--host {settings.host} is reachable from other machines and this server has no TLS or tokens yet: "
-            "keep 127.0.0.1, put a proxy that authenticates in front, or say --insecure"
-        )
+    tokens = Tokens(settings.data, required=settings.require_tokens)
+    credentials = _credentials(settings, tokens)
     metrics = Metrics()
-    store = await asyncio.to_thread(open_store, settings.data)
+    store = await asyncio.to_thread(open_store, settings.data, gpu_bytes=settings.search_gpu_bytes)
     try:
         backbones = await asyncio.to_thread(load_backbones, settings)
         engine = _engine(settings, backbones, store, metrics)
     except BaseException:
         store.close()
         raise
+    audit = Audit(settings.data, settings.audit_bytes)
     try:
         metrics.watch(engine)
         if settings.metrics_port is not None:
@@ -120,16 +128,34 @@ async def start(settings: Settings) -> Running:
         if settings.compile == "before" and engine.compiler:
             await engine.compiler.join()
         draining = asyncio.Event()
-        server, servicer = _server(settings, engine, metrics, draining)
-        port = _listen(server, settings)
+        interceptors = [CallInterceptor(metrics.on_call), AccessInterceptor(tokens, audit)]
+        server, servicer = _server(settings, engine, interceptors, draining)
+        port = _listen(server, settings, credentials)
         await server.start()
     except BaseException:
         await engine.stop_compiling()
         await asyncio.to_thread(engine.close)
+        audit.close()
         raise
     await _set_health(servicer, health_pb2.HealthCheckResponse.SERVING)
     watcher = asyncio.create_task(_watch(engine, servicer))
-    return Running(server, engine, servicer, port, watcher, draining)
+    return Running(server, engine, servicer, port, watcher, draining, audit)
+
+
+def _credentials(settings: Settings, tokens: Tokens) -> grpc.ServerCredentials | None:
+    """Return what the port is served with. Raises FailedPrecondition where it would be open to others."""
+    files = tls.Files.of(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    if not settings.is_loopback():
+        missing = [] if files else ["--tls-cert and --tls-key"]
+        missing += [] if tokens.required() else ["a token (`likewise tokens create`) or --require-tokens"]
+        if missing and not settings.insecure:
+            raise FailedPrecondition(
+                f"--host {settings.host} is reachable from other machines: give {' and '.join(missing)} "
+                "(docs/security.md), or keep 127.0.0.1, or say --insecure where something in front authenticates"
+            )
+        if missing:
+            log.warning("open to other machines", host=settings.host, tls=bool(files), tokens=tokens.required())
+    return tls.server_credentials(files) if files else None
 
 
 def _engine(settings: Settings, backbones: dict[str, Backbone], store: Store, metrics: Metrics) -> Engine:
@@ -155,7 +181,7 @@ def _engine(settings: Settings, backbones: dict[str, Backbone], store: Store, me
 
 
 def _server(
-    settings: Settings, engine: Engine, metrics: Metrics, draining: asyncio.Event
+    settings: Settings, engine: Engine, interceptors: list[grpc.aio.ServerInterceptor], draining: asyncio.Event
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     limits = Limits(
         max_message_bytes=settings.max_message_bytes,
@@ -167,7 +193,7 @@ def _server(
         max_hits=settings.max_hits,
     )
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(metrics.on_call)],
+        interceptors=interceptors,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -178,7 +204,7 @@ def _server(
         EmbeddingServicer(engine, limits, draining, package_version()), server
     )
     collection_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(engine, limits, draining), server)
-    head_pb2_grpc.add_HeadServiceServicer_to_server(HeadServicer(engine, limits), server)
+    head_pb2_grpc.add_HeadServiceServicer_to_server(HeadServicer(engine, limits, draining), server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -194,10 +220,11 @@ def _serve_metrics(metrics: Metrics, host: str, port: int) -> int:
         ) from error
 
 
-def _listen(server: grpc.aio.Server, settings: Settings) -> int:
+def _listen(server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials | None) -> int:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"{host}:{settings.port}"
     try:
-        port = server.add_insecure_port(f"{host}:{settings.port}")
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
         port = 0
         cause: Exception | None = error
@@ -233,6 +260,7 @@ async def _set_health(
 
 async def run(settings: Settings, announce: Callable[[int], None]) -> None:
     """Serve until SIGINT or SIGTERM; call `announce` with the port once ready."""
+    sys.setswitchinterval(SWITCH_S)
     running = await start(settings)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

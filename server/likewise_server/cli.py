@@ -31,8 +31,16 @@ def serve(
     ] = None,
     weights_dir: Annotated[Path | None, typer.Option(help="Where weights are looked for before a download.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port for Prometheus metrics.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM: serve with TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key in PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Authorities in PEM: let in only clients with a certificate of theirs.")
+    ] = None,
+    require_tokens: Annotated[
+        bool | None, typer.Option("--require-tokens", help="Let nobody in without a token, also while there is none.")
+    ] = None,
     insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Listen beyond this machine without TLS and tokens.")
+        bool | None, typer.Option("--insecure", help="Listen beyond this machine without TLS or tokens.")
     ] = None,
     max_batch: Annotated[int | None, typer.Option(help="Images in one forward pass. [32]")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, console or json. [auto]")] = None,
@@ -68,6 +76,10 @@ def serve(
         "compile": compile_,
         "weights_dir": weights_dir,
         "metrics_port": metrics_port,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "require_tokens": require_tokens,
         "insecure": insecure,
         "max_batch": max_batch,
         "log_format": log_format,

@@ -5,6 +5,8 @@ LikewiseError
 ├── OutOfRange           an item over a size limit: do not retry
 ├── NotFound             unknown backbone, collection, head or item
 ├── AlreadyExists        the name is taken by something different
+├── PermissionDenied     the token lacks a scope, or is limited to other collections
+├── Unauthenticated      no token, or one that is not known (any more)
 ├── FailedPrecondition   spaces or dimensions that do not match
 ├── ResourceExhausted    overloaded: retry after `retry_after_s`
 ├── Unavailable          draining or loading: retry
@@ -25,11 +27,13 @@ class Code(IntEnum):
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
     ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
     OUT_OF_RANGE = 11
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 class LikewiseError(Exception):
@@ -65,6 +69,18 @@ class AlreadyExists(LikewiseError):
     """The name is taken by something different."""
 
     code = Code.ALREADY_EXISTS
+
+
+class PermissionDenied(LikewiseError):
+    """The token lacks a scope, or is limited to other collections; the message names it."""
+
+    code = Code.PERMISSION_DENIED
+
+
+class Unauthenticated(LikewiseError):
+    """No token came, or one that is not known, or not any more."""
+
+    code = Code.UNAUTHENTICATED
 
 
 class FailedPrecondition(LikewiseError):

@@ -48,7 +48,14 @@ class Settings(BaseSettings):
     )
     weights_dir: Path | None = Field(None, description="where weights are looked for before any download")
     metrics_port: int | None = Field(None, ge=0, le=65535, description="port for Prometheus metrics; none by default")
-    insecure: bool = Field(False, description="allow listening beyond this machine without TLS and tokens")
+    tls_cert: Path | None = Field(None, description="certificate chain in PEM; may be replaced while serving")
+    tls_key: Path | None = Field(None, description="its key in PEM, unencrypted")
+    tls_client_ca: Path | None = Field(None, description="authorities in PEM: clients need a certificate of theirs")
+    require_tokens: bool = Field(False, description="let nobody in without a token, also while there is none")
+    insecure: bool = Field(False, description="allow listening beyond this machine without TLS or tokens")
+    audit_bytes: int = Field(
+        64 * MIB, ge=0, description="size at which a new audit.jsonl is begun, five being kept; 0: no audit log"
+    )
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
     grace_s: float = Field(10.0, ge=0, description="seconds that accepted work gets at shutdown")
@@ -80,6 +87,12 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         """Accept "resnet50,likewise-tiny" from the environment."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("tls_cert", "tls_key", "tls_client_ca", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """Let the environment take away what the file gives: an empty text is none, not this directory."""
+        return None if value == "" else value
 
     @classmethod
     def settings_customise_sources(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -111,9 +112,15 @@ def test_heads_and_classify(cli: Cli, digits: str, tmp_path: Path) -> None:
     images, _ = digit_images(13, classes=1)
     (tmp_path / "zero.png").write_bytes(images[12])
     answer = cli.json("classify", "-c", digits, "--head", "h", "zero.png", "--accept-all")
-    assert answer[0]["prediction"]["best"] == "0"
+    said = answer[0]["prediction"]
+    assert said["best"] == "0"
+    assert (said["head_version"], said["fingerprint"]) == (1, head["fingerprint"])
+    assert [neighbour["label"] for neighbour in said["neighbours"]] == ["0"]
     (tmp_path / "photo.jpg").write_bytes(photograph_jpegs()[0])
-    assert "unknown (nearest" in cli("classify", "-c", digits, "--head", "h", "photo.jpg").stdout
+    done = cli("classify", "-c", digits, "--head", "h", "photo.jpg", "--neighbours", "2")
+    assert "unknown (nearest" in done.stdout
+    assert len(re.findall(r"d\d+: [012] \(\d\.\d\d\)", done.stdout)) == 2
+    assert f"by h v1, space {head['fingerprint']}" in done.stderr
     cli("heads", "delete", "h", "-c", digits)
     assert "no head" in cli("classify", "-c", digits, "--head", "h", "zero.png", status=1).stderr.lower()
 

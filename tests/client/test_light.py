@@ -39,6 +39,8 @@ def test_importing_likewise_imports_nothing_at_all() -> None:
         (["serve"], "torch", "pip install 'likewise[server]'"),
         (["serve"], "structlog", "pip install 'likewise[server]'"),
         (["collections", "duplicates", "c", "--data", "data"], "faiss", "pip install 'likewise[server]'"),
+        (["tokens", "list", "--data", "data"], "structlog", "pip install 'likewise[server]'"),
+        (["tokens", "list", "--data", "data"], "pydantic_settings", "pip install 'likewise[server]'"),
     ],
 )
 def test_a_missing_extra_says_what_to_install(arguments: list[str], hidden: str, hint: str, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_a_deletion_whose_answer_was_lost_is_done() -> None:
 
     codes = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND]
 
-    async def method(_request: object, timeout: float) -> None:  # noqa: ARG001
+    async def method(_request: object, **_options: object) -> None:
         metadata = grpc.aio.Metadata()
         raise grpc.aio.AioRpcError(codes.pop(0), metadata, metadata)
 

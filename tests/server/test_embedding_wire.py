@@ -40,10 +40,10 @@ class Held:
         decoders._decode = self
         self.at_once = 1
 
-    def __call__(self, images: Sequence[bytes], how: Any) -> Any:
+    def __call__(self, images: Sequence[bytes], how: Any, views: Any) -> Any:
         self.decoded += len(images)
         self.valve.pass_through()
-        return self._decode(images, how)
+        return self._decode(images, how, views)
 
     @property
     def admission(self) -> Any:

@@ -16,7 +16,7 @@ from likewise_server.backbones.base import BackboneRef, Space
 from likewise_server.engine.admission import Admission, Cost
 from likewise_server.engine.embedding import Embedder
 from likewise_server.errors import InvalidArgument, LikewiseError
-from likewise_server.images import Preprocessing
+from likewise_server.images import LOOKS, Preprocessing, Views
 from likewise_server.pipeline.batcher import Batcher
 from likewise_server.pipeline.jobs import Embedded
 
@@ -83,9 +83,14 @@ class FakeDecode:
         self.begun: list[int] = []  # images in the order in which they were taken in hand
         self.breaks = False
 
-    def __call__(self, images: Sequence[bytes], how: Preprocessing) -> list[NDArray[np.uint8] | LikewiseError]:
+    def __call__(
+        self, images: Sequence[bytes], how: Preprocessing, views: Views
+    ) -> list[NDArray[np.uint8] | LikewiseError]:
         del how
-        return [self._one(data) for data in images]
+        return [self._looks(self._one(data), views) for data in images]
+
+    def _looks(self, made: NDArray[np.uint8] | LikewiseError, views: Views) -> NDArray[np.uint8] | LikewiseError:
+        return made if isinstance(made, LikewiseError) or not views else np.stack([made] * LOOKS[views])
 
     def _one(self, data: bytes) -> NDArray[np.uint8] | LikewiseError:
         if self.breaks:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from likewise.demo import page
-from likewise.results import DuplicateGroup, Duplicates, Hit
+from likewise.results import DuplicateGroup, Duplicates
 
 MOST_GROUPS, MOST_PICTURES = 300, 12  # on a page that a browser still likes
 
@@ -31,18 +30,10 @@ def write(found: Duplicates, collection: str, path: Path) -> Path:
 def _group(number: int, group: DuplicateGroup) -> str:
     shown = group.items[:MOST_PICTURES]
     pictures = "".join(
-        page.figure(_file(item), f"{item.id} {'' if i == 0 else f'{item.score:.3f}'}", "asked" if i == 0 else "")
+        page.figure(
+            page.file_here(item.uri), f"{item.id} {'' if i == 0 else f'{item.score:.3f}'}", "asked" if i == 0 else ""
+        )
         for i, item in enumerate(shown)
     )
     more = f"<p>and {len(group.items) - len(shown):,} more</p>" if len(group.items) > len(shown) else ""
     return f'<section class="row" aria-label="Group {number}">{pictures}{more}</section>'
-
-
-def _file(item: Hit) -> Path | None:
-    """Return where an item's picture is, if that is on this machine."""
-    parts = urlsplit(item.uri)
-    path = Path(unquote(parts.path) if parts.scheme == "file" else item.uri)
-    try:
-        return path if item.uri and path.is_file() else None
-    except (OSError, ValueError):  # names that no file system takes
-        return None

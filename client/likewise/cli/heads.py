@@ -1,9 +1,10 @@
-"""`likewise heads`: train, list, eval, delete."""
+"""`likewise heads`: train, update, list, eval, delete."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +22,9 @@ from likewise.cli.output import (
     say,
 )
 
+if TYPE_CHECKING:
+    from likewise.results import AdaptationReport, Head
+
 app = typer.Typer(
     help="Train and measure light classifiers on a collection's labelled items.",
     no_args_is_help=True,
@@ -35,18 +39,51 @@ Version = Annotated[int, typer.Option(help="Version of the head; 0 is the latest
 def train(
     name: Name,
     collection: InCollection,
-    kind: Annotated[str, typer.Option(help="auto, ncm, knn, ridge or logreg.")] = "auto",
+    kind: Annotated[str, typer.Option(help="auto, ncm, ridge, lda, logreg, knn, mlp or ensemble.")] = "auto",
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the kind (docs/heads.md); repeatable.")
     ] = None,
     where: Where = "",
+    item: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="Train on this item; repeatable.")
+    ] = None,
+    adapt: Annotated[
+        str, typer.Option(metavar="METHOD", help="Adapt to other pictures than these: center, coral or ot.")
+    ] = "",
+    target: Annotated[str, typer.Option(help="Collection of those pictures, with or without labels.")] = "",
+    target_where: Annotated[str, typer.Option(help="Which of its items stand for them.")] = "",
     server: Server = ADDRESS,
     as_json: AsJson = False,
 ) -> None:
     """Train a head on the labelled items; the same name again makes the next version."""
     options = dict(_option(text) for text in option or [])
     with connect(server) as lw:
-        head = lw.collection(collection).train_head(name, kind, where=where, **options)
+        head = lw.collection(collection).train_head(
+            name, kind, where=where, ids=item or None, adapt=adapt, target=target, target_where=target_where, **options
+        )
+    _show(head, as_json=as_json)
+
+
+@app.command()
+def update(
+    name: Name,
+    collection: InCollection,
+    add_where: Annotated[str, typer.Option(help="Add the labelled items that match, as: added >= 20240501")] = "",
+    add_id: Annotated[list[str] | None, typer.Option(metavar="ID", help="Add this item; repeatable.")] = None,
+    remove_id: Annotated[list[str] | None, typer.Option(metavar="ID", help="Forget this example; repeatable.")] = None,
+    version: Annotated[int, typer.Option(help="Version to start from; 0 is the latest.")] = 0,
+    server: Server = ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Add examples to a head and remove others: the next version, as if trained on the changed set."""
+    with connect(server) as lw:
+        head = lw.collection(collection).update_head(
+            name, where=add_where, add=add_id or None, remove=remove_id or None, version=version
+        )
+    _show(head, as_json=as_json)
+
+
+def _show(head: Head, *, as_json: bool) -> None:
     if as_json:
         print_json(head)
         return
@@ -62,9 +99,23 @@ def train(
         ("known called unknown", percent(m.false_reject_rate)),
         ("unknown let through", percent(m.unknown_accept_rate)),
     ]
+    if head.adaptation is not None:
+        rows += _adapted(head.adaptation)
     print_table(("", ""), rows)
     for warning in head.warnings:
         say(f"warning: {warning}")
+
+
+def _adapted(report: AdaptationReport) -> list[tuple[str, Any]]:
+    """Return what an adaptation did, for people."""
+    rows: list[tuple[str, Any]] = [
+        ("adapted by", f"{report.method}: {report.source_items} items to {report.target_items} of the target")
+    ]
+    if report.gain_low is None or report.gain_high is None:
+        return [*rows, ("on the target", "not measured")]
+    change = f"{percent(report.accuracy_before)} before, {percent(report.accuracy_after)} after"
+    gain = f"gain {100 * report.gain_low:+.1f} to {100 * report.gain_high:+.1f} points"
+    return [*rows, ("on the target", f"{change}, {gain}, on {report.measured_items} labelled items")]
 
 
 @app.command("list")
@@ -96,12 +147,19 @@ def evaluate(
     on: Annotated[str, typer.Option(help="Another collection of the same space to measure on.")] = "",
     where: Where = "",
     version: Version = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with drawings, and the mistakes with their pictures.")
+    ] = None,
     server: Server = ADDRESS,
     as_json: AsJson = False,
 ) -> None:
     """Measure a head on labelled items, best on ones it was not trained on."""
     with connect(server) as lw:
         found = lw.collection(collection).evaluate(name, version=version, on=on, where=where)
+    if report is not None:
+        from likewise.cli.heads_page import write
+
+        say(f"report in {write(found, name, collection, on or collection, report)}")
     if as_json:
         print_json(found)
         return
@@ -111,6 +169,7 @@ def evaluate(
         ("calibration error", percent(found.ece)),
         ("known called unknown", percent(found.false_reject_rate)),
         ("unknown let through", percent(found.unknown_accept_rate)),
+        ("rejection AUROC", "-" if found.rejection_auroc is None else f"{found.rejection_auroc:.3f}"),
         ("items", f"{found.items}, {found.known_items} of classes it knows"),
     ]
     print_table((f"{name} v{found.version}", ""), rows)

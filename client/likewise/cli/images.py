@@ -123,13 +123,14 @@ def classify(
     version: Annotated[int, typer.Option(help="Version of the head; 0 is the latest.")] = 0,
     accept_all: Annotated[bool, typer.Option("--accept-all", help='Never answer "unknown".')] = False,
     neighbours: Annotated[int, typer.Option(help="Nearest training items to show with each answer.")] = 1,
+    views: Annotated[str, typer.Option(help="Average several looks at each file: flip (2) or crops (10).")] = "",
     server: Server = ADDRESS,
     as_json: AsJson = False,
 ) -> None:
     """Say which class each image file is of, or that it is of none the head knows."""
     with connect(server) as lw:
         answers = lw.collection(collection).classify(
-            files, head=head, version=version, reject=not accept_all, neighbours=neighbours
+            files, head=head, version=version, reject=not accept_all, neighbours=neighbours, views=views
         )
     if as_json:
         print_json([{"file": str(path), "prediction": answer} for path, answer in zip(files, answers, strict=True)])
@@ -140,10 +141,12 @@ def classify(
                 answer.label if answer.label is not None else f"unknown (nearest: {answer.best})",
                 f"{answer.score:.3f}",
                 f"{answer.novelty:.3f} / {answer.threshold:.3f}",
-                ", ".join(f"{n.id} ({n.similarity:.2f})" for n in answer.neighbours),
+                ", ".join(f"{n.id}: {n.label} ({n.similarity:.2f})" for n in answer.neighbours),
             )
             for path, answer in zip(files, answers, strict=True)
             if not answer.error
         ]
         print_table(("file", "label", "score", "novelty / limit", "like"), rows)
+        for seen in dict.fromkeys((a.head_version, a.fingerprint) for a in answers if not a.error):
+            say(f"by {head} v{seen[0]}, space {seen[1]}")
     report_failures((path, answer.error) for path, answer in zip(files, answers, strict=True) if answer.error)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from likewise._version import __version__
-from likewise.cli import collections, duplicates, heads, images
+from likewise.cli import backbones, collections, duplicates, heads, images, labels
 from likewise.cli.output import ADDRESS, AsJson, Server, connect, guarded, print_json, print_table
 from likewise.demo.cli import demo
 from likewise_indexer.cli import index
+from likewise_server import tokens_cli
 from likewise_server.cli import serve
 from likewise_server.offline import find_duplicates
 from likewise_server.tune_cli import tune
@@ -31,32 +34,11 @@ app.command()(images.embed)
 app.command()(images.search)
 app.command()(images.classify)
 collections.app.command()(duplicates.command(find_duplicates))
+app.add_typer(backbones.app, name="backbones")
 app.add_typer(collections.app, name="collections")
 app.add_typer(heads.app, name="heads")
-
-
-@app.command()
-def backbones(
-    everything: Annotated[bool, typer.Option("--all", help="Also those that are known but not served.")] = False,
-    server: Server = ADDRESS,
-    as_json: AsJson = False,
-) -> None:
-    """List the backbones that the server serves."""
-    with connect(server) as lw:
-        found = lw.backbones(served_only=not everything)
-    if as_json:
-        print_json(found)
-        return
-    rows = [
-        (b.name, b.dim, b.input_size, b.device, b.precision, b.execution, b.fingerprint)
-        if b.served
-        else (b.name, "not served")
-        for b in found
-    ]
-    print_table(
-        ("name", "dim", "pixels", "device", "precision", "runs", "fingerprint"),
-        [(*row, *[""] * (7 - len(row))) for row in rows],
-    )
+app.add_typer(labels.app, name="labels")
+app.add_typer(tokens_cli.app, name="tokens")
 
 
 @app.command()
@@ -89,11 +71,24 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001  # its callback does all
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    ca: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Use TLS; PEM file of the server's authority, or public. Also LIKEWISE_CA."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the token. Also LIKEWISE_TOKEN_FILE, LIKEWISE_TOKEN.")
+    ] = None,
 ) -> None:
     """Vectors from images, search over them, and new classes from a handful of examples."""
+    # For every client that the command makes. A token itself is no option: other users see command lines.
+    if ca is not None:
+        os.environ["LIKEWISE_CA"] = ca
+    if token_file is not None:
+        os.environ.pop("LIKEWISE_TOKEN", None)
+        os.environ["LIKEWISE_TOKEN_FILE"] = str(token_file)
 
 
 def main() -> None:

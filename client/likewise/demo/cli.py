@@ -37,6 +37,7 @@ def demo(
     from likewise.demo.run import BUNDLED, SEED, run
     from likewise.demo.server import running
     from likewise.errors import LikewiseError
+    from likewise.sync import Client
 
     if path and dataset:
         raise typer.BadParameter("give a folder or --dataset, not both")
@@ -53,10 +54,14 @@ def demo(
             own, data = folders.torchvision_set(dataset, out / "data", SEED), dataset
         out.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            if not server:
+            if server:
+                client = Client(server)
+            else:
                 say("starting a server")
-                server = stack.enter_context(running(backbone or DEFAULT_BACKBONE, out / "server.log"))
-            outcome = run(server, backbone, own, data, say)
+                own_server = stack.enter_context(running(backbone or DEFAULT_BACKBONE, out / "server.log"))
+                # What the environment has is for other servers.
+                client = Client(own_server, ca="", cert="", key="", token="")
+            outcome = run(stack.enter_context(client), backbone, own, data, say)
         page = report.write(outcome, out / "report.html")
     except (DemoError, LikewiseError, OSError) as error:
         typer.echo(f"likewise demo: {error}", err=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from likewise.charts import confusion
 from likewise.demo import charts, gallery, page, words
 from likewise.demo.fewshot import DRAWS, ShotFigures
 from likewise.demo.run import BUNDLED, Figures, Outcome
@@ -28,11 +29,10 @@ def _head(figures: Figures) -> str:
         (last.accuracy.percent, f"right after {words.examples(last.shots)} of each class ({last.task})"),
         (f"{figures.latency_ms['embed an image'].p50:.1f} ms", "to embed one image, median"),
     ]
-    shown = "".join(f'<div class="tile"><b>{escape(b)}</b><span>{escape(text)}</span></div>' for b, text in tiles)
     return (
         "<header><h1>What likewise made of these pictures</h1>"
         f"<p>{escape(words.opening(figures))}</p></header>"
-        f'<section class="tiles" aria-label="Key figures">{shown}</section>'
+        f"{page.tiles(tiles, 'Key figures')}"
     )
 
 
@@ -42,13 +42,13 @@ def _search(outcome: Outcome) -> str:
         ("the first hit is right", search.hit_at_1, search.pixels_at_1, search.chance_at_1),
         ("one of the first five is right", search.hit_at_5, search.pixels_at_5, search.chance_at_5),
     ]
-    table = _table(
+    table = page.table(
         ("", "likewise", "raw pixels", "chance"),
         [(what, str(own), str(pixels), f"{100 * chance:.1f} %") for what, own, pixels, chance in rows],
     )
     changes = ""
     if search.by_change:
-        changes = "<h3>First hit right, by what was done to the query</h3>" + _table(
+        changes = "<h3>First hit right, by what was done to the query</h3>" + page.table(
             ("", "likewise"), [(change, str(rate)) for change, rate in search.by_change.items()]
         )
     right = gallery.searches(outcome.found, outcome.searched, right=True)
@@ -69,7 +69,7 @@ def _few_shot(outcome: Outcome) -> str:
         parts.append(_shot_table(shots))
     parts += [
         f"<h3>One head, looked at closely</h3><p>{escape(words.head(taught))}</p>",
-        f'<div class="matrix scroll">{charts.confusion(taught.evaluation)}</div>',
+        f'<div class="matrix scroll">{confusion(taught.evaluation)}</div>',
         f"<p>{escape(words.confusions(taught.evaluation))}</p>",
         "<h3>Right answers, with probabilities and the nearest examples it was shown</h3>",
         gallery.predictions(taught, outcome.learned, "right") or "<p>None.</p>",
@@ -97,8 +97,8 @@ def _unknown(outcome: Outcome) -> str:
     ]
     columns = ("called unknown", "its own classes", "classes never seen", "photographs")
     return (
-        f"<section><h2>“Unknown” is an answer</h2><p>{escape(words.unknown(figures))}</p>{_table(columns, rows)}"
-        f'<div class="matrix scroll">{charts.confusion(open_set.evaluation)}</div>'
+        f"<section><h2>“Unknown” is an answer</h2><p>{escape(words.unknown(figures))}</p>{page.table(columns, rows)}"
+        f'<div class="matrix scroll">{confusion(open_set.evaluation)}</div>'
         "<h3>Never seen, and called unknown</h3>"
         f"{gallery.predictions(open_set, outcome.learned, 'turned away') or '<p>None.</p>'}"
         "<h3>Never seen, yet given a name</h3>"
@@ -114,7 +114,7 @@ def _speed(figures: Figures) -> str:
     )
     return (
         f"<section><h2>Speed</h2><p>{escape(words.speed(figures))}</p>"
-        f"{_table(('milliseconds', 'median', '95th percentile'), rows)}{listed}</section>"
+        f"{page.table(('milliseconds', 'median', '95th percentile'), rows)}{listed}</section>"
     )
 
 
@@ -139,10 +139,4 @@ def _shot_table(shots: Sequence[ShotFigures]) -> str:
         (str(s.shots), s.head, str(s.accuracy), str(s.pixels), str(s.pixel_centroids), f"{100 * s.chance:.1f} %")
         for s in shots
     ]
-    return _table(columns, rows)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return page.table(columns, rows)

@@ -83,14 +83,14 @@ class _Stage:
         return list(parts.values())
 
 
-def run(address: str, backbone: str | None, own: Sequence[Picture] | None, data: str, say: Say) -> Outcome:
-    """Run everything against the server at `address`; the collections made there are deleted again.
+def run(client: Client, backbone: str | None, own: Sequence[Picture] | None, data: str, say: Say) -> Outcome:
+    """Run everything against a server; the collections made there are deleted again.
 
     `own`: pictures of a person's own classes, from `data`; without them the bundled ones serve.
     Raises DemoError where too few pictures can be read, LikewiseError where the server refuses.
     """
     start = time.perf_counter()
-    with Client(address) as client, _scratch(client) as name:
+    with _scratch(client) as name:
         info = client.info()
         stage = _bundled(client, name, backbone, say) if own is None else _own(client, name, backbone, own, data, say)
         pixels = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from types import FrameType
 from likewise.demo.extras import DemoError
 
 COMMAND = (sys.executable, "-m", "likewise.cli", "serve")
+# Its own loopback server, whatever the settings of another say.
+OPEN = {"LIKEWISE_TLS_CERT": "", "LIKEWISE_TLS_KEY": "", "LIKEWISE_TLS_CLIENT_CA": "", "LIKEWISE_REQUIRE_TOKENS": "0"}
 START_S = 180.0  # loading torch and weights from a slow disk
 STOP_S = 20.0
 LINES = 15  # of the log, where the server failed
@@ -31,7 +34,12 @@ def running(backbone: str, log: Path) -> Iterator[str]:
         options = ["--data", data, "--host", "127.0.0.1", "--port", "0", "--json", "--backbone", backbone]
         # Out of the terminal's process group, Ctrl-C reaches the demo alone, which then stops the server in order.
         process = subprocess.Popen(  # noqa: S603  # our own command
-            [*COMMAND, *options], stdout=subprocess.PIPE, stderr=output, text=True, start_new_session=True
+            [*COMMAND, *options],
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+            env=os.environ | OPEN,
         )
         try:
             yield f"127.0.0.1:{_port(process, log)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from likewise.demo.charts import confused_pairs
+from likewise.charts import confused_pairs
 from likewise.demo.fewshot import Answers, ShotFigures
 from likewise.demo.run import BUNDLED, TIDY, Figures
 from likewise.results import Evaluation

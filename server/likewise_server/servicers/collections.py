@@ -10,6 +10,7 @@ from likewise_proto.v1.collection_pb2_grpc import CollectionServiceServicer
 from likewise_server.engine.collections import Collections, Upsert
 from likewise_server.engine.duplicates import find_duplicates
 from likewise_server.engine.engine import Engine
+from likewise_server.engine.labels import set_labels
 from likewise_server.errors import InvalidArgument, LikewiseError, Unavailable
 from likewise_server.servicers import convert
 from likewise_server.servicers.context import Context, deadline_of
@@ -21,6 +22,7 @@ from likewise_server.store.types import Outcome
 
 # Messages of one upsert stream that are embedded side by side; replies keep their order.
 UPSERTS_IN_FLIGHT = 4
+AT_ONCE = 64  # items of one message that are read without letting others have the event loop
 ITEM_BYTES = 2048  # what an item without its vector is reckoned at when a page is cut to fit a message
 
 OUTCOMES = {
@@ -139,7 +141,9 @@ class CollectionServicer(CollectionServiceServicer):
         items: list[Upsert] = []
         results = [cpb.UpsertResult(id=item.info.id) for item in request.items]
         sound: list[cpb.UpsertResult] = []
-        for item, result in zip(request.items, results, strict=True):
+        for number, (item, result) in enumerate(zip(request.items, results, strict=True)):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)  # others want the event loop too
             try:
                 items.append(_upsert_item(item))
             except LikewiseError as error:
@@ -227,6 +231,17 @@ class CollectionServicer(CollectionServiceServicer):
         self._limits.check_items(len(request.ids), "ids")
         deleted = await self._collections.delete(request.collection, list(request.ids), request.where)
         return cpb.DeleteItemsResponse(deleted=deleted)
+
+    async def LabelItems(
+        self,
+        request: cpb.LabelItemsRequest,
+        context: Context,  # noqa: ARG002
+    ) -> cpb.LabelItemsResponse:
+        """Label stored items anew."""
+        self._limits.check_items(len(request.labels), "labels")
+        labels = [(each.id, each.label if each.HasField("label") else None) for each in request.labels]
+        changed, missing = await self._workers.run(set_labels, self._store, request.collection, labels)
+        return cpb.LabelItemsResponse(changed=changed, missing_ids=missing)
 
     async def Search(self, request: cpb.SearchRequest, context: Context) -> cpb.SearchResponse:
         """Return the nearest items of each query."""

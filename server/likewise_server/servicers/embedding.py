@@ -40,10 +40,7 @@ class EmbeddingServicer(EmbeddingServiceServicer):
         )
         return epb.EmbedResponse(
             vectors=convert.matrix_to(result.vectors, request.dtype),
-            errors=[
-                pb.ItemError(index=index, status=convert.status_of(error))
-                for index, error in sorted(result.errors.items())
-            ],
+            errors=convert.item_errors(result.errors),
             space=convert.space_to(result.space),
             timings=convert.timings_to(result.timings),
         )

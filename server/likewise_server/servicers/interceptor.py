@@ -14,6 +14,7 @@ import grpc
 import structlog
 
 from likewise_server.errors import Internal, LikewiseError
+from likewise_server.servicers.access import HEALTH
 from likewise_server.servicers.context import Context
 from likewise_server.servicers.convert import status_of
 
@@ -28,8 +29,31 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 OnCall = Callable[[str, str, float], None]  # method, code, seconds
 
 
+def behaviour_of(handler: Any) -> Callable[..., Any]:
+    """Return the function behind a method, of whatever kind it is."""
+    found: Callable[..., Any] = (
+        handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
+    )
+    return found
+
+
+def remade(handler: Any, behaviour: Callable[..., Any], deserializer: Callable[[bytes], Any] | None = None) -> Any:
+    """Return a handler of the same kind with another behaviour, and perhaps another deserializer."""
+    if handler.response_streaming:
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+    else:
+        make = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+    return make(behaviour, deserializer or handler.request_deserializer, handler.response_serializer)
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of the likewise services; health and reflection pass as they are."""
+    """Wraps the handlers of all services but health, which is asked too often for a line each."""
 
     def __init__(self, on_call: OnCall) -> None:
         self._on_call = on_call
@@ -41,25 +65,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Return the handler of a method, wrapped."""
         handler = await continuation(details)
-        if handler is None or not details.method.startswith(OURS):
+        if handler is None or details.method.startswith(HEALTH):
             return handler
         method = details.method.removeprefix(OURS)
         given = str(dict(details.invocation_metadata or ()).get(REQUEST_ID, ""))
-        if handler.response_streaming:
-            wrapped = self._stream(handler.stream_stream or handler.unary_stream, method, given)
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-        else:
-            wrapped = self._unary(handler.stream_unary or handler.unary_unary, method, given)
-            make = (
-                grpc.stream_unary_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        wrap = self._stream if handler.response_streaming else self._unary
+        return remade(handler, wrap(behaviour_of(handler), method, given))
 
     def _unary(self, behaviour: Callable[..., Awaitable[Any]], method: str, given: str) -> Callable[..., Any]:
         async def run(request: Any, context: Context) -> Any:

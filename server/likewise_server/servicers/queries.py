@@ -19,10 +19,13 @@ def query_from(request: SearchRequest | ClassifyRequest, limits: Limits, hits: i
     Raises InvalidArgument for none, OutOfRange for too many.
     """
     which = request.WhichOneof("queries")
+    views = convert.views_from(request.views) if isinstance(request, ClassifyRequest) else ""
+    if views and which != "images":
+        raise InvalidArgument("views are looks at images, and these queries are none: leave views out")
     query: Query = ByIds([])
     count = 0
     if which == "images":
-        query = ByImages([image.data for image in request.images.images])
+        query = ByImages([image.data for image in request.images.images], views)
         count = len(query.images)
     elif which == "vectors":
         query = ByVectors(convert.matrix_from(request.vectors), request.fingerprint)
