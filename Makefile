@@ -25,8 +25,8 @@ help: ## what there is
 demo: .venv/demo.stamp ## start a server, index, search, train, classify; print a table and a report with pictures
 	$(BIN)/likewise demo
 
-test: .venv/dev.stamp ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/dev.stamp ## run the tests, a file at a time on each core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/dev.stamp ## ruff, mypy strict, import contracts, and that the stubs are what the .proto says
 	$(BIN)/ruff check .
