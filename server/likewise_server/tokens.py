@@ -201,9 +201,13 @@ def _read(path: Path) -> dict[str, Token]:
         if content["format"] != FORMAT:
             raise FailedPrecondition(f"{path} has format {content['format']}, this version knows {FORMAT}: upgrade")
         tokens = [_token(row) for row in content["tokens"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise FailedPrecondition(
-            f"{path} cannot be read ({type(error).__name__}: {error}): bring it back from a backup, or delete it and "
+            f"{path} cannot be read ({error.strerror}): give it to the server's account"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FailedPrecondition(
+            f"{path} is damaged ({type(error).__name__}: {error}): bring it back from a backup, or delete it and "
             "make new tokens"
         ) from error
     return {token.id: token for token in tokens}

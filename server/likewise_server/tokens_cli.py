@@ -49,8 +49,9 @@ def create(
     with _reporting():
         from likewise_server import tokens  # noqa: PLC0415  # the light client must not need it
 
+        folder = _folder(data)
         made = tokens.create(
-            _folder(data),
+            folder,
             name,
             scopes=[part.strip() for text in scope for part in text.split(",") if part.strip()],
             collections=collection or (),
@@ -58,7 +59,7 @@ def create(
             bytes_per_s=bytes_per_s,
         )
     typer.echo(json.dumps({"name": name, "token": made}) if as_json else made)
-    typer.echo("keep it: it is shown this once, and stored nowhere", err=True)
+    typer.echo(f"keep it: it is shown this once; {folder / tokens.FILE} has its hash only", err=True)
 
 
 @app.command("list")

@@ -41,9 +41,7 @@ def remade(handler: Any, behaviour: Callable[..., Any], deserializer: Callable[[
     """Return a handler of the same kind with another behaviour, and perhaps another deserializer."""
     if handler.response_streaming:
         make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_stream_rpc_method_handler
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
     else:
         make = (
