@@ -82,6 +82,7 @@ class FakeDecode:
         self.valve = Valve()
         self.begun: list[int] = []  # images in the order in which they were taken in hand
         self.breaks = False
+        self.dies = False  # and takes its thread with it
 
     def __call__(
         self, images: Sequence[bytes], how: Preprocessing, views: Views
@@ -95,6 +96,8 @@ class FakeDecode:
     def _one(self, data: bytes) -> NDArray[np.uint8] | LikewiseError:
         if self.breaks:
             raise RuntimeError("the decoder broke")
+        if self.dies:
+            raise SystemExit
         if data != BAD:
             self.begun.append(data[0] + 256 * data[1])
         self.valve.pass_through()

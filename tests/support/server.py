@@ -65,11 +65,27 @@ class ServerProcess:
         self.process.send_signal(signal.SIGCONT)
 
 
-def start_server(data: Path, *options: str, port: int = 0, env: dict[str, str] | None = None) -> ServerProcess:
-    """Start a server on a free port and wait until it is ready."""
+def start_server(
+    data: Path, *options: str, port: int = 0, env: dict[str, str] | None = None, plant: str = ""
+) -> ServerProcess:
+    """Start a server on a free port and wait until it is ready. `plant` is Python that its process runs first."""
+    process, log = launch_server(data, *options, port=port, env=env, plant=plant)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        process.wait(READY_S)
+        raise AssertionError(f"the server did not start:\n{log.read_text()[-4000:]}")
+    return ServerProcess(process, data, int(json.loads(line)["port"]), log)
+
+
+def launch_server(
+    data: Path, *options: str, port: int = 0, env: dict[str, str] | None = None, plant: str = ""
+) -> tuple[subprocess.Popen[str], Path]:
+    """Start a server and wait for nothing; return its process and its log."""
     data.mkdir(parents=True, exist_ok=True)
     log = data.parent / f"{data.name}.log"
-    command = [sys.executable, "-m", "likewise.cli", "serve", "--data", str(data), "--port", str(port), "--json"]
+    program = ["-c", f"{plant}\nfrom likewise.cli import main\nmain()"] if plant else ["-m", "likewise.cli"]
+    command = [sys.executable, *program, "serve", "--data", str(data), "--port", str(port), "--json"]
     with log.open("a") as errors:
         process = subprocess.Popen(
             [*command, *options],
@@ -79,12 +95,7 @@ def start_server(data: Path, *options: str, port: int = 0, env: dict[str, str] |
             cwd=data.parent,
             env={**clean_environment(), **(env or {})},
         )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        process.wait(READY_S)
-        raise AssertionError(f"the server did not start:\n{log.read_text()[-4000:]}")
-    return ServerProcess(process, data, int(json.loads(line)["port"]), log)
+    return process, log
 
 
 def clean_environment() -> dict[str, str]:

@@ -15,8 +15,9 @@ from likewise.demo.cli import demo
 from likewise_indexer.cli import index
 from likewise_server import tokens_cli
 from likewise_server.cli import serve
-from likewise_server.offline import find_duplicates
+from likewise_server.offline import backup, find_duplicates, restore
 from likewise_server.tune_cli import tune
+from likewise_training.cli import distill, finetune
 
 app = typer.Typer(
     name="likewise",
@@ -33,7 +34,11 @@ app.command()(index)
 app.command()(images.embed)
 app.command()(images.search)
 app.command()(images.classify)
+app.command()(distill)
+app.command()(finetune)
 collections.app.command()(duplicates.command(find_duplicates))
+collections.app.command()(backup)
+collections.app.command()(restore)
 app.add_typer(backbones.app, name="backbones")
 app.add_typer(collections.app, name="collections")
 app.add_typer(heads.app, name="heads")

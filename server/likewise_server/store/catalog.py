@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from likewise_server.errors import AlreadyExists, InvalidArgument, NotFound
-from likewise_server.store import approximate, attribute_indexes
+from likewise_server.store import approximate, attribute_indexes, schema
 from likewise_server.store.types import Metric, Storage
 
 if TYPE_CHECKING:
@@ -142,7 +142,10 @@ def page(db: sqlite3.Connection, after: str, limit: int) -> list[Collection]:
 
 def _select(db: sqlite3.Connection, condition: str, *values: str | int) -> list[Collection]:
     rows = db.execute(f"SELECT {_COLUMNS} FROM collections WHERE {condition}", values)  # noqa: S608  # ours
-    return [Collection(*(*rest, tuple(json.loads(indexed)))) for *rest, indexed in rows]
+    return [
+        Collection(*(*rest, tuple(schema.parsed(indexed, f"The row of the collection {rest[1]!r}"))))
+        for *rest, indexed in rows
+    ]
 
 
 def delete(db: sqlite3.Connection, name: str) -> tuple[int, list[str]]:

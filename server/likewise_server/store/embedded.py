@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from likewise_server.errors import InvalidArgument, LikewiseError, NotFound, Unavailable
-from likewise_server.store import catalog, heads, items, labelling, reporting, schema, segments
+from likewise_server.store import catalog, folders, heads, items, labelling, reporting, schema, segments
 from likewise_server.store.builder import Builder
 from likewise_server.store.filter_sql import where_clause
 from likewise_server.store.filters import parse
@@ -65,7 +65,8 @@ class EmbeddedStore:
         Raises FailedPrecondition if another process has it or a newer release wrote it.
         """
         folder = Path(data)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folders.make(folder)
+        self._folder = folder
         self._lock = DirectoryLock(folder / "lock")
         path = folder / "likewise.db"
         try:
@@ -181,6 +182,7 @@ class EmbeddedStore:
         """Delete a collection with all that belongs to it."""
         collection_id, files = self._writer.call(lambda db: catalog.delete(db, name))
         self._indexes.drop(collection_id)
+        self._shadow.forget(collection_id)
         for file in files:
             self._files.remove(file)
 
@@ -371,6 +373,15 @@ class EmbeddedStore:
         """Tell whether writes can still be taken."""
         return self._writer.healthy()
 
+    def doubtful(self) -> bool:
+        """Tell whether a write has failed by the disk's doing, as it seems, and none has succeeded since."""
+        return self._writer.doubtful
+
+    def probe(self) -> None:
+        """Write one page of the database and have it on disk. Raises ResourceExhausted also for a nearly full disk."""
+        self._writer.call(schema.touch)
+        schema.check_space(self._folder)
+
     def close(self) -> None:
         """Checkpoint what is dirty, finish the writes and let go of the directory. Closing twice is fine."""
         with self._closing:
@@ -382,8 +393,8 @@ class EmbeddedStore:
             try:
                 if self._writer.healthy():
                     self.checkpoint()
-            except Unavailable:
-                logger.debug("What needs a long build is left to the next start")
+            except Unavailable as error:
+                logger.info("What is in no segment yet is left to the next start: %s", error)
             except LikewiseError:
                 # The rows are in the database; the next start takes a little longer.
                 logger.exception("The last checkpoint failed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import zlib
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from likewise_server.errors import Internal
 from likewise_server.store import catalog, segments, vectors
 from likewise_server.store.segments import DamagedSegment, SegmentFiles
 from likewise_server.store.types import Float32, FsckReport, Int64
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterator, Sequence
 
     from likewise_server.store.catalog import Collection
@@ -58,10 +59,14 @@ class Fsck:
             with self._reads.transaction() as db:
                 targets = [catalog.find(db, collection)] if collection else catalog.page(db, "", -1)
                 problems += _database(db)
-        except sqlite3.DatabaseError as error:
-            return FsckReport({}, [f"database: {error}; restore it from a backup"], [])
+        except Internal as error:  # it cannot even be walked through
+            return FsckReport({}, [f"database: {error.message}"], [])
         for target in targets:
-            found = self._collection(target)
+            try:
+                found = self._collection(target)
+            except Internal as error:
+                problems.append(f"collection {target.name!r}: {error.message}")
+                continue
             checked += found.checked
             problems += found.problems
             if repair and found.recount:
@@ -187,7 +192,7 @@ def _heads(db: sqlite3.Connection, now: Collection, found: _Findings) -> None:
     rows = db.execute("SELECT name, version, data, crc FROM heads WHERE collection_id = ?", (now.id,))
     for name, version, data, crc in rows:
         found.checked["heads"] += 1
-        if zlib.crc32(data) != crc:
+        if not isinstance(data, bytes) or zlib.crc32(data) != crc:
             found.problems.append(
                 f"collection {now.name!r}: version {version} of head {name!r} is damaged; train it again"
             )

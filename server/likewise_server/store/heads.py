@@ -8,7 +8,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from likewise_server.errors import Internal, InvalidArgument, NotFound
-from likewise_server.store import catalog
+from likewise_server.store import catalog, schema
 from likewise_server.store.types import Attributes, HeadRow
 
 if TYPE_CHECKING:
@@ -124,9 +124,9 @@ def _select(
     )
     found = []
     for name, version, kind, meta, blob, crc, created_at, request_id in rows:
-        if blobs and zlib.crc32(blob) != crc:
-            raise Internal(f"Version {version} of the head {name!r} is damaged. Delete it and train it again.")
-        found.append(
-            HeadRow(collection.name, name, version, kind, json.loads(meta), blob or b"", created_at, request_id)
-        )
+        what = f"Version {version} of the head {name!r}"
+        if blobs and not (isinstance(blob, bytes) and zlib.crc32(blob) == crc):
+            raise Internal(f"{what} is damaged. Delete it and train it again.")
+        facts = schema.parsed(meta, what)
+        found.append(HeadRow(collection.name, name, version, kind, facts, blob or b"", created_at, request_id))
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from likewise_server.store import catalog, vectors
+from likewise_server.store import catalog, schema, vectors
 from likewise_server.store.types import Float32, Int64, Item, Labelled, Outcome
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _select(
 
 def _item(row: Sequence[Any], vector: Float32 | None = None) -> Item:
     """Return the item of a row of `_COLUMNS`."""
-    attributes = {} if row[3] == "{}" else json.loads(row[3])
+    attributes = {} if row[3] == "{}" else schema.parsed(row[3], f"Item {row[1]!r}")
     return Item(row[1], row[2], attributes, row[4], row[5], row[6], vector)
 
 

@@ -5,14 +5,13 @@ The collection's count of writes goes up all the same: what filters let through 
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from likewise_server.errors import FailedPrecondition, LikewiseError, NotFound
-from likewise_server.store import catalog, items, vectors
+from likewise_server.store import catalog, items, schema, vectors
 from likewise_server.store.items import Change
 from likewise_server.store.prepared import MAX_TEXT_BYTES, check_text, encode_attributes
 from likewise_server.store.types import Outcome
@@ -51,7 +50,7 @@ def relabel(
             outcomes.append(FailedPrecondition(f"The item {new.id!r} has changed since it was read. Read it again."))
             continue
         try:
-            merged = encode_attributes(_merged(json.loads(attributes), new.attributes))
+            merged = encode_attributes(_merged(schema.parsed(attributes, f"Item {new.id!r}"), new.attributes))
         except LikewiseError as error:  # too large, with those it has
             outcomes.append(error)
             continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from likewise_server.errors import FailedPrecondition
@@ -20,14 +22,15 @@ class DirectoryLock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            holder = os.pread(self._descriptor, 512, 0).decode(errors="replace").strip() or "unknown"
             os.close(self._descriptor)
             raise FailedPrecondition(
                 f"The data directory {path.parent} is in use by process {holder}. "
                 "Stop that server or choose another directory."
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # on a full disk the lock holds as well, only without a name
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let go. The file stays: removing it would let two processes lock two files of one name."""

@@ -19,6 +19,7 @@ from likewise_server.errors import Internal, LikewiseError, NotFound, Unavailabl
 from likewise_server.store import catalog, failpoints, policy, segments, vectors
 from likewise_server.store.schema import translated
 from likewise_server.store.segments import FLAT, DamagedSegment, SegmentFiles, SegmentRow
+from likewise_server.threads import LastingThread
 
 if TYPE_CHECKING:
     import sqlite3
@@ -56,8 +57,7 @@ class Maintenance:
         self._anew: set[int] = set()  # collections of which all is to be built anew
         self._questions: dict[int, Float32] = {}
         self._closing = False
-        self._thread = threading.Thread(target=self._main, name="likewise-segments", daemon=True)
-        self._thread.start()
+        self._thread = LastingThread("likewise-segments", self._main)
 
     def follow(self, change: Change) -> None:
         """Bring the index up to date with a committed write, and have a segment built if one is due."""
@@ -70,7 +70,8 @@ class Maintenance:
             self._unseen[change.collection_id] += len(change.vids)
             if self._unseen[change.collection_id] > policy.SHOWN_TO_ALL:
                 self._quiet[change.collection_id] = time.monotonic() + QUIET_S
-                self._due.put(None)
+                if self._due.empty():  # a thread that builds for long must not find a heap of them
+                    self._due.put(None)
             wanted = False
         if wanted:
             self.request(change.collection_id)
@@ -133,8 +134,11 @@ class Maintenance:
         self._anew.discard(collection_id)
         try:
             self.checkpoint(collection_id, always=anew)
-        except (NotFound, Unavailable):
-            return  # the collection, or the store, is no more, or the build was overtaken
+        except NotFound:  # the collection is no more
+            for known in (self._unseen, self._quiet, self._questions):
+                known.pop(collection_id, None)
+        except Unavailable as error:  # the store is no more, the build was overtaken, or the disk failed
+            logger.info("A segment was not built: %s", error)
         except Exception:
             # Nothing is lost: the rows are in the database, and the next write asks again.
             logger.exception("A segment could not be built; it will be tried again")
@@ -203,8 +207,11 @@ class Maintenance:
 
     def _set_aside(self, collection: Collection, row: SegmentRow, error: DamagedSegment) -> None:
         logger.error("Collection %r: %s; it is rebuilt from the database", collection.name, error)
-        self._files.quarantine(row.file)
-        self._writer.call(lambda db: segments.forget(db, row.id))
+        try:
+            self._files.quarantine(row.file)
+            self._writer.call(lambda db: segments.forget(db, row.id))
+        except (OSError, LikewiseError):  # searches do without it on a full disk too; the next start finds it bad again
+            logger.exception("A bad segment could not be set aside")
 
     def _check_behind(self, collection_id: int, part: Part) -> None:
         """Check a large segment's rows while they are in use already; set it aside if they are damaged."""

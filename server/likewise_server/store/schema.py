@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import queue
+import shutil
 import sqlite3
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from likewise_server.errors import (
     FailedPrecondition,
@@ -16,12 +19,13 @@ from likewise_server.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from likewise_server.store import failpoints
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_TRANSLATED = (sqlite3.Error, OSError, MemoryError, UnicodeEncodeError, OverflowError)
+_TRANSLATED = (sqlite3.Error, OSError, MemoryError, UnicodeError, OverflowError)
 APPLICATION_ID = 0x4C494B45  # "LIKE"
 PAGE_BYTES = 16_384
 """Of a new database. Into 4096, the default, goes one vector of 512 dimensions, and half the page is lost."""
@@ -133,17 +137,35 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the database to the newest format; raises FailedPrecondition for one from the future."""
+def migrate(connection: sqlite3.Connection, path: Path, to: int = len(MIGRATIONS)) -> None:
+    """Bring the database to format `to`, the newest by default; raises FailedPrecondition for one from the future."""
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > len(MIGRATIONS):
         raise FailedPrecondition(
             f"{path} has format {version}; this release reads up to {len(MIGRATIONS)}. "
             "Start the newer release that wrote it."
         )
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    for number, script in enumerate(MIGRATIONS[version:to], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number};")
+        failpoints.hit("schema.before_commit")
+        connection.execute("COMMIT")
+        failpoints.hit("schema.after_commit")
+    touch(connection)
+
+
+def touch(db: sqlite3.Connection) -> None:
+    """Write a page that changes nothing."""
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def check_space(folder: Path) -> None:
+    """Raise ResourceExhausted where so little room is left on the disk that the log may not get its full length."""
+    free = shutil.disk_usage(folder).free
+    if free < WAL_BYTES:
+        raise ResourceExhausted(
+            f"Only {free // 2**20} MiB are free on the disk of {folder}: {WAL_BYTES // 2**20} MiB are needed at least. "
+            "Free some space."
+        )
 
 
 def translated(error: Exception) -> Exception:
@@ -152,6 +174,7 @@ def translated(error: Exception) -> Exception:
         return error
     text = str(error)
     name = getattr(error, "sqlite_errorname", None) or ""
+    number = getattr(error, "errno", None)
     ours: LikewiseError
     if isinstance(error, UnicodeEncodeError):
         ours = InvalidArgument("A text holds half a surrogate pair, which is not a character.")
@@ -161,14 +184,27 @@ def translated(error: Exception) -> Exception:
         ours = InvalidArgument("The filter nests `and` and `or` too deep. Write it with fewer parentheses.")
     elif isinstance(error, MemoryError):
         ours = ResourceExhausted("There is not enough memory for this. Send less at once.")
-    elif "disk is full" in text or name == "SQLITE_FULL" or getattr(error, "errno", None) in {28, 122}:
+    elif "disk is full" in text or name == "SQLITE_FULL" or number in {errno.ENOSPC, errno.EDQUOT}:
         ours = ResourceExhausted("The disk is full: nothing was written. Free some space and try again.")
     elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         ours = Unavailable("The database is locked by another program. Try again.", retry_after_s=1.0)
+    elif name.startswith("SQLITE_IOERR") or number == errno.EIO:
+        ours = Unavailable(
+            f"The disk failed: {error}. A write that ends so may be there after the next start, or not: send it again."
+            " Look for room on the disk, and for errors of it in the machine's log."
+        )
     else:
-        ours = Internal(f"The database failed: {error}. Run `likewise collections fsck`.")
+        ours = Internal(f"The database failed: {error}. Run `likewise collections fsck`, or restore a backup.")
     ours.__cause__ = error
     return ours
+
+
+def parsed(text: str, what: str) -> Any:
+    """Return stored JSON as values; raises Internal, which names `what`, where it is damaged."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError) as error:  # TypeError: it is no text any more
+        raise Internal(f"{what} is damaged. Run fsck, and restore it from a backup or write it again.") from error
 
 
 class ReadPool:

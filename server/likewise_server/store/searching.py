@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from likewise_server.errors import FailedPrecondition, InvalidArgument, Unavailable
+from likewise_server.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable
 from likewise_server.store import catalog, finding, items, vectors
 from likewise_server.store.filter_sql import where_clause
 from likewise_server.store.filtering import Filtering
@@ -106,6 +106,8 @@ class Searcher:
 def _hits(db: sqlite3.Connection, snapshot: Snapshot, found: Sequence[Nearest], *, bare: bool) -> list[list[Hit]]:
     vids = np.unique(np.concatenate([np.empty(0, np.int64), *(vids for vids, _ in found)]))
     rows = _bare(db, snapshot, vids) if bare else items.by_vid(db, vids.tolist())
+    if len(rows) < len(vids):
+        raise Internal(f"{len(vids) - len(rows)} items are missing from the database. Run fsck, and restore a backup.")
     return [
         [Hit(rows[vid], score) for vid, score in zip(vids.tolist(), scores.tolist(), strict=True)]
         for vids, scores in found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from likewise_server.store import failpoints
+from likewise_server.store import failpoints, folders
 from likewise_server.store.segments import Section
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class SegmentWriter:
         failpoints.hit("segment.after_fsync")
         self._temporary.rename(self._folder / self.name)
         failpoints.hit("segment.after_rename")
-        _fsync_folder(self._folder)
+        folders.sync(self._folder)
         failpoints.hit("segment.after_folder_fsync")
 
 
@@ -83,11 +83,3 @@ class Sink:
         self.sha256.update(data)
         written: int = self._file.write(data)
         return written
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -135,7 +135,8 @@ class SegmentFiles:
 
     def checks_behind(self, row: SegmentRow) -> bool:
         """Return whether the rows are too many to be checked before they are used."""
-        return row.meta.sections["rows"].bytes > QUICK_BYTES
+        rows = row.meta.sections.get("rows")
+        return rows is not None and rows.bytes > QUICK_BYTES
 
     def load(self, row: SegmentRow, dim: int) -> Part:
         """Map a segment; raises DamagedSegment. Nothing is parsed before its checksum is right."""
@@ -209,8 +210,14 @@ def _digest(descriptor: int, section: Section) -> str:
 
 @functools.lru_cache(1024)
 def _meta(text: str) -> Meta:
-    """Return what a row says; each search looks at the rows, and they change seldom."""
-    return Meta.model_validate_json(text)
+    """Return what a row says; each search looks at the rows, and they change seldom.
+
+    Of a damaged one, something that does not have the row's checksum either.
+    """
+    try:
+        return Meta.model_validate_json(text)
+    except ValueError:
+        return Meta(after_vid=0, last_vid=0, storage="fp32", sections={})
 
 
 def of_collection(db: sqlite3.Connection, collection_id: int) -> list[SegmentRow]:

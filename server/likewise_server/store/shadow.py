@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from likewise_server.store import exact, policy
+from likewise_server.threads import LastingThread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,8 +64,7 @@ class Shadow:
         self._next = 0.0
         self._seen: dict[int, _Seen] = {}
         self._questions: queue.Queue[_Question | None] = queue.Queue(1)
-        self._thread = threading.Thread(target=self._main, name="likewise-shadow", daemon=True)
-        self._thread.start()
+        self._thread = LastingThread("likewise-shadow", self._main)
 
     def offer(
         self, collection_id: int, snapshot: Snapshot, queries: Float32, k: int, metric: Metric, found: list[Nearest]

@@ -326,5 +326,11 @@ class Store(Protocol):
     def healthy(self) -> bool:
         """Tell whether writes can still be taken."""
 
+    def doubtful(self) -> bool:
+        """Tell whether a write has failed by the disk's doing, as it seems, and none has succeeded since."""
+
+    def probe(self) -> None:
+        """Write a little and have it on disk. Raises what writes would: Unavailable, ResourceExhausted, Internal."""
+
     def close(self) -> None:
         """Finish what is queued, checkpoint, and let go of the data."""

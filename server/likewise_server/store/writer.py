@@ -47,6 +47,7 @@ class Writer:
         self._lock = threading.Lock()
         self._closed = False
         self._failure: BaseException | None = None
+        self.doubtful = False  # a write failed, perhaps by the disk's doing, and none has succeeded since
         self._thread = threading.Thread(target=self._main, name="likewise-writer", daemon=True)
         self._thread.start()
 
@@ -136,7 +137,10 @@ class Writer:
                 for operation in batch:
                     self._commit([operation])
                 return
+            self.doubtful = True
             batch[0].error = translated(error)
+        else:
+            self.doubtful &= any(operation.error is not None for operation in batch)
         for operation in batch:
             if operation.error is None and operation.after is not None:
                 operation.after(operation.result)
@@ -170,6 +174,7 @@ class Writer:
             if not db.in_transaction:  # a full disk rolls back everything, not only the savepoint
                 raise
             db.execute("ROLLBACK" if alone else "ROLLBACK TO operation")
+            self.doubtful |= isinstance(error, sqlite3.Error | OSError | MemoryError)
             operation.error = translated(error)
         if not alone:
             db.execute("RELEASE operation")

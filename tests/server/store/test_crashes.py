@@ -1,4 +1,4 @@
-"""The process is killed at every step of a write and of a checkpoint; what was acknowledged must be there."""
+"""The process is killed at every step of everything that writes; what was acknowledged must be there, and no more."""
 
 from __future__ import annotations
 
@@ -11,110 +11,97 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from contract.store_model import Model, check_search
-from likewise_server.store import NewItem
+from likewise_server.store import NewItem, failpoints
 from likewise_server.store.embedded import EmbeddedStore
+from support.lives import CYCLE, DIM, check, script, worlds
+from support.victim import Life, lives
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-# Prints each batch that was acknowledged. Batch i changes item 0, deletes one and adds some.
-VICTIM = """
-import sys
-import numpy as np
-from likewise_server.store import NewItem, open_store
+STEPS = 2 * len(CYCLE) + 1
+WRITER = ("before_commit", "after_commit", "after_apply")
+SEGMENT = ("build", "write", "fsync", "rename", "folder_fsync", "row", "collect")
+BACKUP = ("create", "rows", "fsync", "rename")
 
-store = open_store(sys.argv[1])
-store.create_collection("c", dim=4, fingerprint="f", request_id="once")
-for batch in range(6):
-    rng = np.random.default_rng(batch)
-    ids = ["0", *(f"{batch}-{n}" for n in range(20))]
-    store.upsert("c", [NewItem(i, rng.normal(size=4).astype("f4"), str(batch)) for i in ids], fingerprint="f")
-    print("upserted", batch, flush=True)
-    store.delete("c", [f"{batch}-7"])
-    print("deleted", batch, flush=True)
-    store.search("c", np.ones((1, 4), "f4"), 3)
-    if batch % 2:
-        store.checkpoint()
-        print("checkpointed", batch, flush=True)
-print("done", flush=True)
-"""
-STEPS = [
-    "writer.before_commit:4",
-    "writer.after_commit:4",
-    "writer.after_apply:4",
+
+def _at(op: str, nth: int = 1) -> int:
+    """Return the number of a step of this kind, in the second cycle: there is something to lose by then."""
+    return [n for n, step in enumerate(script(0, STEPS)) if step.op == op and n > len(CYCLE)][nth - 1]
+
+
+KILLS = [
     *(
-        f"segment.{step}:{number}"
-        for step in (
-            "after_build",
-            "after_write",
-            "after_fsync",
-            "after_rename",
-            "after_folder_fsync",
-            "after_row",
-            "after_collect",
-        )
-        for number in (1, 2)
+        f"{_at(op)}/writer.{step}"
+        for op in ("create", "upsert", "relabel", "delete", "save_head", "delete_head", "alter", "drop")
+        for step in WRITER
     ),
+    # A build beside the first segment, one that merges, one after a restart, and one of what was restored.
+    *(f"{_at('checkpoint', nth)}/segment.after_{step}" for nth in (1, 2, 3) for step in SEGMENT),
+    *(f"{_at('reopen') - 1}/segment.after_{step}" for step in SEGMENT),
+    f"{_at('search', 2)}/quarantine.after_rename",
+    *(f"{_at('backup')}/backup.after_{step}" for step in BACKUP),
+    *(f"{_at('restore')}/restore.{step}" for step in ("before_commit", "after_commit")),
+    *(f"0/schema.{step}" for step in ("before_commit:1", "after_commit:1", "before_commit:2", "after_commit:2")),
 ]
 
 
-def run(data: Path, failpoint: str) -> list[str]:
-    environment = {**os.environ, "LIKEWISE_FAILPOINTS": failpoint, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", VICTIM, str(data)], env=environment, capture_output=True, text=True, check=False
+@pytest.fixture(scope="module")
+def ended(module_disk: Path) -> dict[str, Life]:
+    """What the kills left behind."""
+    found, _ = lives(module_disk, 0, STEPS, [f"kill={kill}" for kill in KILLS])
+    return dict(zip(KILLS, found, strict=True))
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_nothing_acknowledged_is_lost_and_nothing_else_stays(ended: dict[str, Life], kill: str) -> None:
+    life = ended[kill]
+    assert life.status == -signal.SIGKILL
+    with EmbeddedStore(life.data) as store:
+        # The step under way may have been done: it is there as a whole or not at all.
+        possible = worlds(script(0, STEPS))[len(life.acks) : len(life.acks) + 2]
+        world = check(store, possible)
+        if "c" in world.collections:
+            store.upsert("c", [NewItem("after", np.ones(DIM, np.float32))], fingerprint="f")
+            store.checkpoint()
+            assert store.fsck().problems == [], "nor is any file left that no row names"
+    assert not [path for path in (life.data / "segments").iterdir() if path.suffix == ".tmp"]
+
+
+def test_every_failpoint_is_tried() -> None:
+    assert {kill.partition("/")[2].partition(":")[0] for kill in KILLS} == failpoints.NAMES
+
+
+@pytest.fixture
+def armed(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    failpoints._armed.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    failpoints._armed.cache_clear()
+
+
+def test_a_failpoint_that_does_not_exist_is_an_error(armed: pytest.MonkeyPatch) -> None:
+    armed.setenv(failpoints.SWITCH, "writer.after_comit")
+    with pytest.raises(ValueError, match=r"no failpoint 'writer\.after_comit'"):
+        failpoints.hit("writer.after_commit")
+
+
+def test_failpoints_are_dead_without_the_switch(tmp_path: Path) -> None:
+    """Neither another spelling of the variable nor a settings file arms them."""
+    (tmp_path / "likewise.toml").write_text('failpoints = "writer.before_commit"\n')
+    environment = {key: value for key, value in os.environ.items() if key != failpoints.SWITCH}
+    code = (
+        "from likewise_server.store import failpoints\n"
+        "for name in failpoints.NAMES: failpoints.hit(name)\n"
+        "print('alive')"
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert "done" not in done.stdout
-    return done.stdout.splitlines()
-
-
-def expected(batches: int, *, deleted: int) -> Model:
-    model = Model("cosine")
-    for batch in range(batches):
-        rng = np.random.default_rng(batch)
-        for item_id in ["0", *(f"{batch}-{n}" for n in range(20))]:
-            model.upsert(NewItem(item_id, rng.normal(size=4).astype(np.float32), str(batch)))
-        if batch < deleted:
-            del model.items[f"{batch}-7"]
-    return model
-
-
-@pytest.mark.parametrize("failpoint", STEPS)
-def test_nothing_acknowledged_is_lost_and_nothing_else_stays(tmp_path: Path, failpoint: str) -> None:
-    lines = run(tmp_path, failpoint)
-    upserted = sum(line.startswith("upserted") for line in lines)
-    deleted = sum(line.startswith("deleted") for line in lines)
-    # The write under way may have been committed: acknowledged or not, it is there as a whole or not at all.
-    possible = [expected(upserted, deleted=deleted)]
-    if upserted == deleted:
-        possible.append(expected(upserted + 1, deleted=deleted))
-    else:
-        possible.append(expected(upserted, deleted=deleted + 1))
-    queries = np.random.default_rng(9).normal(size=(5, 4)).astype(np.float32)
-    with EmbeddedStore(tmp_path) as store:
-        ids = {item.id for item in store.list_items("c", page_size=1000)[0]}
-        (model,) = [each for each in possible if set(each.items) == ids]
-        check_search(model, store.search("c", queries, 200), queries, 200)
-        report = store.fsck()
-        assert report.problems == []
-        store.upsert("c", [NewItem("after", np.ones(4, np.float32))], fingerprint="f")
-        store.checkpoint()
-        assert store.fsck().problems == [], "nor is any file left that no row names"
-        assert store.count("c") == len(ids) + 1
-
-
-def test_a_kill_while_a_bad_segment_is_set_aside(tmp_path: Path) -> None:
-    run(tmp_path, "segment.after_collect:2")
-    (file,) = (tmp_path / "segments").iterdir()
-    file.write_bytes(file.read_bytes()[:-1])
-    environment = {**os.environ, "LIKEWISE_FAILPOINTS": "quarantine.after_rename"}
-    code = VICTIM.replace("for batch in range(6):", "store.search('c', np.ones((1, 4), 'f4'), 3)\nfor batch in ():")
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, check=False
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**environment, "LIKEWISE_FAILPOINT": "writer.before_commit"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == -signal.SIGKILL
-    with EmbeddedStore(tmp_path) as store:
-        assert len(store.search("c", np.ones((1, 4), np.float32), 1000).hits[0]) == store.count("c") == 77
-        store.checkpoint()
-        assert store.fsck().problems == []
+    assert done.stdout == "alive\n", done.stderr
