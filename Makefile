@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
+MINUTES ?= 10
 
-.PHONY: help demo test lint format proto bench clean
+.PHONY: help demo test lint format proto bench soak tiny clean
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,6 +47,12 @@ bench: .venv/dev.stamp ## embedding and search beside what others reach, search 
 	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/search.py --quick
+
+soak: .venv/dev.stamp ## kill a server under load again and again and look for what is lost; MINUTES=10
+	$(BIN)/python benchmarks/soak.py chaos --minutes $(MINUTES) $(SOAK)
+
+tiny: .venv/dev.stamp ## train the bundled backbone again from the shared pictures and write its card; hours. TINY=--quick tries it out
+	$(BIN)/python -m recipes.tiny --work build/tiny $(TINY)
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv build/search-peers .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

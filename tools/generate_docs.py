@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [
     *([name] for name in ("serve", "tune", "demo", "index", "embed", "search", "classify", "backbones", "info")),
     ["backbones", "rank"],
-    *(["collections", name] for name in ("list", "create", "update", "info", "duplicates", "delete", "export", "fsck")),
+    *(["collections", name] for name in ("list", "create", "update", "info", "duplicates", "delete", "export")),
+    *(["collections", name] for name in ("backup", "restore", "fsck")),
     *(["heads", name] for name in ("train", "update", "list", "eval", "delete")),
     *(["labels", name] for name in ("set", "review", "select", "pseudo")),
     *(["tokens", name] for name in ("create", "list", "revoke")),

@@ -140,6 +140,8 @@ class Transport:
         details = trailing.get("grpc-status-details-bin")
         if isinstance(details, bytes):
             return error_from(status_pb2.Status.FromString(details), request_id)
+        if raw.code() is grpc.StatusCode.CANCELLED:  # not by us: that raises asyncio.CancelledError
+            return Unavailable(f"{self.address} dropped the call: it may be shutting down", request_id=request_id)
         message = raw.details() or raw.code().name
         if raw.code() is grpc.StatusCode.UNAVAILABLE:
             message = f"no likewise server answers at {self.address} ({message}): start one with `likewise serve`"

@@ -11,6 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -97,7 +98,7 @@ class Journal:
             reason = f"the collection {collection.name!r} was created anew since the last run"
         elif known and known != told:
             reason = f"the collection {collection.name!r} is of another space than at the last run"
-        with self._lock, self._transaction():
+        with self._using(), self._transaction():
             if reason or fresh:
                 self._db.execute("DELETE FROM items")
             self._write_meta(told | {"collection": collection.name})
@@ -105,18 +106,18 @@ class Journal:
 
     def look_up(self, ids: Sequence[str]) -> dict[str, Row]:
         """Return the rows of those ids that have one."""
-        with self._lock:
+        with self._using():
             return {row.id: row for part in _pages(ids) for row in map(_row, self._select(part))}
 
     def arrive(self, ids: Sequence[str]) -> list[bool]:
         """Note that ids occur in this run; return for each whether it is the first time."""
-        with self._lock, self._transaction():
+        with self._using(), self._transaction():
             insert = "INSERT OR IGNORE INTO seen VALUES (?)"
             return [self._db.execute(insert, (item_id,)).rowcount == 1 for item_id in ids]
 
     def record(self, rows: Iterable[Row]) -> None:
         """Write rows in one transaction."""
-        with self._lock, self._transaction():
+        with self._using(), self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(astuple, rows))
 
     def vanished(self) -> Iterator[list[str]]:
@@ -127,7 +128,7 @@ class Journal:
         )
         last = ""
         while True:
-            with self._lock:
+            with self._using():
                 ids = [str(item_id) for (item_id,) in self._db.execute(query, (last, PAGE))]
             if not ids:
                 return
@@ -136,12 +137,12 @@ class Journal:
 
     def forget(self, ids: Sequence[str]) -> None:
         """Remove rows."""
-        with self._lock, self._transaction():
+        with self._using(), self._transaction():
             self._db.executemany("DELETE FROM items WHERE id = ?", [(item_id,) for item_id in ids])
 
     def count(self, status: str = DONE) -> int:
         """Return how many rows have a status."""
-        with self._lock:
+        with self._using():
             return int(self._db.execute("SELECT COUNT(*) FROM items WHERE status = ?", (status,)).fetchone()[0])
 
     def _prepare(self) -> None:
@@ -154,9 +155,24 @@ class Journal:
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
                 raise FailedPrecondition(f"another run is using the journal {self.path}: wait for it to end") from error
-            raise FailedPrecondition(f"{self.path} cannot be used as a journal: {error}") from error
+            raise self._damaged(error) from error
         if version != FORMAT:
             raise FailedPrecondition(f"{self.path} is a journal of another version: give another --journal")
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """Have the file for one thread; raises FailedPrecondition where it turns out to be damaged."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.DatabaseError as error:
+                raise self._damaged(error) from error
+
+    def _damaged(self, error: sqlite3.DatabaseError) -> FailedPrecondition:
+        return FailedPrecondition(
+            f"{self.path} cannot be used as a journal: {error}. Remove it, or give another --journal: a run without one"
+            " looks at everything, and the server embeds again only what it does not have."
+        )
 
     def _meta(self) -> dict[str, str]:
         return dict(self._db.execute("SELECT key, value FROM meta"))

@@ -8,31 +8,39 @@ kill. With --steps the schedule counts steps, and a resumed run gives the weight
 """
 
 import argparse
-import csv
-import json
-import math
-import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from recipes.tiny.prepare import write_array
 from recipes.tiny.teachers import MEAN, STD, standardise, targets
-from safetensors.torch import save_file
+from recipes.tiny.views import SIDE
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 from likewise_server.backbones import tiny
+from likewise_server.backbones.base import Network
+from likewise_training.looks import batch_indexes
+from likewise_training.losses import feature_loss, relation_loss
+from likewise_training.publishing import publish
+from likewise_training.settings import Schedule
+from likewise_training.trainer import Trainer
 
-BATCH_TEMPERATURE: Final = 0.1
-ELSEWHERE: Final = {"cache", "run", "stop_at", "save_every", "threads"}
+ELSEWHERE: Final = {"cache", "run", "stop_at", "save_every", "evaluate_every", "threads"}
 """Options that do not decide the weights."""
+
+
+class Batch(NamedTuple):
+    """The part of a step's views that one worker takes, uint8 (n, side, side, 3), and their targets (n, DIM)."""
+
+    step: int
+    views: Tensor
+    targets: Tensor
 
 
 class Views:
@@ -62,15 +70,6 @@ class Views:
         return torch.from_numpy(np.stack(rows))
 
 
-def batch_indexes(views: Views, step: int, batch: int, seed: int) -> NDArray[np.int64]:
-    """Return the views of step `step`: a slice of that epoch's own permutation."""
-    count = len(views) - views.held_out
-    batch = min(batch, count)
-    epoch, place = divmod(step, count // batch)
-    order = np.random.default_rng((seed, epoch)).permutation(count) + views.held_out
-    return order[place * batch : (place + 1) * batch]
-
-
 def augment(views: Tensor, side: int, step: int, seed: int) -> Tensor:
     """Flip half, crop and resize the batch, change each picture's light and contrast a little.
 
@@ -93,99 +92,6 @@ def augment(views: Tensor, side: int, step: int, seed: int) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def loss_of(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 1 - cosine per picture, and the divergence of who is like whom within the batch.
-
-    Both (n, dim). The second is the similarity distillation of Fang et al., "SEED", 2021, with the batch
-    in the place of its queue.
-    """
-    s, t = nn.functional.normalize(student, dim=1), nn.functional.normalize(teacher, dim=1)
-    alone = -1e4 * torch.eye(len(s))
-    like_s = ((s @ s.T) / BATCH_TEMPERATURE + alone).log_softmax(1)
-    like_t = ((t @ t.T) / BATCH_TEMPERATURE + alone).log_softmax(1)
-    relation = nn.functional.kl_div(like_s, like_t, log_target=True, reduction="batchmean")
-    return 1 - (s * t).sum(1).mean(), relation
-
-
-def learning_rate(progress: float, peak: float, warm_up: float = 0.03) -> float:
-    """Rise in a line, fall in a cosine, by the share 0..1 of the run that is done."""
-    if progress < warm_up:
-        return peak * (progress + 1e-3) / (warm_up + 1e-3)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
-
-
-@dataclass
-class Run:
-    """Everything a checkpoint holds."""
-
-    network: tiny.Tiny
-    average: tiny.Tiny
-    optimiser: torch.optim.Optimizer
-    step: int = 0
-    seconds: float = 0.0
-
-    def state(self) -> dict[str, Any]:
-        """Return it as plain values and tensors."""
-        parts: dict[str, Any] = {
-            "network": self.network,
-            "average": self.average,
-            "optimiser": self.optimiser,
-        }
-        return {k: v.state_dict() for k, v in parts.items()} | {"step": self.step, "seconds": self.seconds}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go back to what `state` returned."""
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds = state["step"], state["seconds"]
-
-
-def new_run(seed: int, decay: float) -> Run:
-    """Draw a network and its optimiser; biases and norms are not decayed."""
-    torch.manual_seed(seed)
-    network, average = tiny.build(), tiny.build()
-    average.load_state_dict(network.state_dict())
-    average.eval().requires_grad_(requires_grad=False)
-    network.to(memory_format=torch.channels_last)
-    average.to(memory_format=torch.channels_last)
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    return Run(network, average, torch.optim.AdamW(groups, 1.0))
-
-
-def follow(run: Run, decay: float) -> None:
-    """Move the averaged weights, and the norms' statistics, a step towards the network's."""
-    share = 1 - min(decay, (1 + run.step) / (10 + run.step))
-    with torch.no_grad():
-        for mean, now in zip(run.average.state_dict().values(), run.network.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, share)
-
-
-def save_checkpoint(run: Run, path: Path) -> None:
-    """Write a checkpoint that is whole or absent, whenever the process dies."""
-    aside = path.with_suffix(".part")
-    with aside.open("wb") as stream:
-        torch.save(run.state(), stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-
-
-def export(run: Run, path: Path) -> None:
-    """Write the averaged weights as float16 safetensors."""
-    state = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in run.average.state_dict().items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    save_file(state, aside, {"format": "pt", "backbone": "likewise-tiny"})
-    aside.replace(path)
-
-
 def shared_step(network: nn.Module, seconds: float) -> float:
     """Average the gradients over the workers, and return the average of `seconds`, the same for all."""
     if not distributed.is_initialized():
@@ -200,28 +106,27 @@ def shared_step(network: nn.Module, seconds: float) -> float:
     return float(mean)
 
 
-def prefetched(views: Views, start: int, args: argparse.Namespace, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield this worker's part of (views, targets) of step `start` on, read one batch ahead of the use."""
+def prefetched(views: Views, start: int, args: argparse.Namespace, rank: int) -> Iterator[Batch]:
+    """Yield this worker's part of the batches of step `start` on, read one ahead of the use."""
 
-    def read(step: int) -> tuple[Tensor, Tensor]:
-        indexes = batch_indexes(views, step, args.batch, args.seed)[rank :: args.workers]
-        return views[indexes], views.targets[torch.from_numpy(indexes)]
+    def read(step: int) -> Batch:
+        indexes = batch_indexes(len(views) - views.held_out, step, args.batch, args.seed) + views.held_out
+        mine = indexes[rank :: args.workers]
+        return Batch(step, views[mine], views.targets[torch.from_numpy(mine)])
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(read, start)
-        step = start
-        while True:
-            step += 1
+        for step in count(start + 1):
             now, ahead = ahead, pool.submit(read, step)
             yield now.result()
 
 
 @torch.inference_mode()
-def held_out_cosine(run: Run, views: Views) -> float:
-    """Return the mean cosine of the averaged network to the targets of views it never trained on."""
+def held_out_cosine(network: tiny.Tiny, views: Views) -> float:
+    """Return the mean cosine of a network to the targets of views it never trained on."""
     indexes = np.arange(views.held_out)
     with torch.autocast("cpu", torch.bfloat16):
-        out = run.average(standardise(views[indexes]).contiguous(memory_format=torch.channels_last))
+        out = network(standardise(views[indexes]).contiguous(memory_format=torch.channels_last))
     return float(nn.functional.cosine_similarity(out.float(), views.targets[: views.held_out]).mean())
 
 
@@ -232,59 +137,62 @@ def train(rank: int, args: argparse.Namespace) -> None:
         meeting = f"file://{(args.run / 'workers').resolve()}"
         distributed.init_process_group("gloo", meeting, rank=rank, world_size=args.workers)
     views = Views(args.cache)
-    run = new_run(args.seed, args.weight_decay)
-    checkpoint: Path = args.run / "checkpoint.pt"
-    if checkpoint.exists():
-        run.load(torch.load(checkpoint, weights_only=True))
-        print(f"goes on at step {run.step}", flush=True)
-    batches = prefetched(views, run.step, args, rank)
-    before, started, saved, log_from = run.seconds, time.monotonic(), time.monotonic(), run.step
-    with (args.run / "log.csv").open("a", newline="") as stream:
-        log = csv.writer(stream)
-        while (progress := run.step / args.steps if args.steps else run.seconds / (60 * args.minutes)) < 1:
-            for group in run.optimiser.param_groups:
-                group["lr"] = learning_rate(progress, args.lr)
-            pixels, teacher = next(batches)
-            pixels = augment(pixels, args.small if progress < args.small_until else 128, run.step, args.seed)
-            with torch.autocast("cpu", torch.bfloat16):
-                student = run.network(pixels)
-            cosine, relation = loss_of(student.float(), teacher)
-            run.optimiser.zero_grad()
-            (cosine + args.relation * relation).backward()
-            run.seconds = shared_step(run.network, before + time.monotonic() - started)
-            nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
-            run.optimiser.step()
-            run.step += 1
-            follow(run, args.average)
-            if rank == 0 and run.step % 50 == 0:
-                rate = (run.step - log_from) * args.batch / (run.seconds - before)
-                row = [run.step, round(run.seconds), round(cosine.item(), 4), round(relation.item(), 4)]
-                log.writerow([*row, round(rate)])
-                stream.flush()
-                print(f"{progress:6.1%}  step {row[0]}  {row[1]} s  1-cos {row[2]}  "
-                      f"relation {row[3]}  {rate:.0f} pictures/s", flush=True)  # fmt: skip
-            if rank == 0 and time.monotonic() - saved > args.save_every:
-                save_checkpoint(run, checkpoint)
-                export(run, args.run / "likewise-tiny.safetensors")
-                saved = time.monotonic()
-                print(f"saved; held-out cosine {held_out_cosine(run, views):.4f}", flush=True)
-            if args.stop_at and run.step >= args.stop_at:
-                break
-    if rank:
+    torch.manual_seed(args.seed)
+    network = tiny.build().to(memory_format=torch.channels_last)
+
+    def losses(student: tiny.Tiny, batch: Batch, progress: float) -> dict[str, Tensor]:
+        side = args.small if progress < args.small_until else SIDE
+        pixels = augment(batch.views, side, batch.step, args.seed)
+        with torch.autocast("cpu", torch.bfloat16):
+            said = student(pixels).float()
+        feature, relation = feature_loss(said, batch.targets), relation_loss(said, batch.targets)
+        return {"feature": feature, "relation": args.relation * relation}
+
+    trainer: Trainer[tiny.Tiny, Batch] = Trainer(
+        network,
+        losses,
+        schedule_of(args),
+        args.run,
+        decided_by={"small": args.small, "small_until": args.small_until, "relation": args.relation},
+        score=(lambda average: held_out_cosine(average, views)) if rank == 0 else None,
+        together=shared_step,
+        leads=rank == 0,
+        say=lambda text: print(text, flush=True),
+    )
+    ended = trainer.run(lambda start: prefetched(views, start, args, rank))
+    if rank or not ended:
         return
-    save_checkpoint(run, checkpoint)
-    export(run, args.run / "likewise-tiny.safetensors")
     facts = {
         "command": command(args),
         "seed": args.seed,
-        "steps": run.step,
-        "seconds": round(run.seconds),
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds),
         "views": len(views) - views.held_out,
-        "passes": round(run.step * args.batch / (len(views) - views.held_out), 1),
-        "held_out_cosine": round(held_out_cosine(run, views), 4),
+        "passes": round(trainer.step * args.batch / (len(views) - views.held_out), 1),
+        "held_out_cosine": round(trainer.scores[trainer.step], 4),
     }
-    (args.run / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
+    made = Network(trainer.average, tiny.PREPROCESSING, feature_layer="features")
+    publish(made, "likewise-tiny", "likewise-tiny", args.run, facts, half=True)
     print(f"done: {facts}", flush=True)
+
+
+def schedule_of(args: argparse.Namespace) -> Schedule:
+    """Return the trainer's settings."""
+    return Schedule.model_validate(
+        {
+            "steps": args.steps or 1,
+            "minutes": args.minutes,
+            "stop_at": args.stop_at,
+            "batch": args.batch,
+            "learning_rate": args.lr,
+            "weight_decay": args.weight_decay,
+            "average": args.average,
+            "evaluate_every": args.evaluate_every,
+            "patience": 0,
+            "save_every": args.save_every,
+            "seed": args.seed,
+        }
+    )
 
 
 def command(args: argparse.Namespace) -> str:
@@ -310,6 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--relation", type=float, default=0.5, help="weight of the similarity loss")
     parser.add_argument("--small", type=int, default=96, help="side of the pictures in the first part")
     parser.add_argument("--small-until", type=float, default=0.5, help="share of the run that part takes")
+    parser.add_argument("--evaluate-every", type=int, default=250, help="steps between held-out cosines")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that share each batch")

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from recipes.tiny.teachers import load_teacher, standardise
 from safetensors.torch import load_file
-from scipy import stats
 from torch import Tensor, nn
 
 from likewise_server.backbones import tiny
+from likewise_training.fewshot import few_shot
 
 UNSEEN: Final = ("monkeys10", "signdigits10", "dtd10", "omniglot40")
 """Sets of which, and of whose sources, nothing was trained on."""
@@ -88,25 +88,7 @@ def embed(network: Network, files: list[Path], batch: int = 32) -> NDArray[np.fl
     return torch.cat(rows).numpy()
 
 
-def few_shot(
-    features: NDArray[np.float32], labels: NDArray[np.int64], shots: int, episodes: int, seed: int = 0
-) -> tuple[float, float]:
-    """Return mean accuracy in percent over the episodes, and the half-width of its 95 % interval."""
-    rng = np.random.default_rng((seed, shots))
-    members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
-    scores = []
-    for _ in range(episodes):
-        drawn = [rng.permutation(members[label])[: shots + 15] for label in rng.choice(len(members), 5, replace=False)]
-        centroids = np.stack([features[d[:shots]].mean(0) for d in drawn])
-        centroids /= np.linalg.norm(centroids, axis=1, keepdims=True) + 1e-12
-        queries = np.stack([features[d[shots:]] for d in drawn])
-        guesses = (queries @ centroids.T).argmax(2)
-        scores.append(100 * float((guesses == np.arange(5)[:, None]).mean()))
-    half = stats.t.ppf(0.975, episodes - 1) * np.std(scores, ddof=1) / np.sqrt(episodes)
-    return float(np.mean(scores)), float(half)
-
-
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print a table, and write it as JSON too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("LIKEWISE_SHARED", "../shared")))
@@ -117,7 +99,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(UNSEEN + SEEN))
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     figures: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name in args.networks.split(","):
         if name in {"student", "random"}:

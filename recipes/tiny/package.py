@@ -60,13 +60,15 @@ def table(card: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Copy the weights, write the card, renew the table in the docs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--figures", type=Path, required=True, help="JSON that recipes.tiny.evaluate wrote")
-    args = parser.parse_args()
-    facts = json.loads((args.run / "run.json").read_text()) | {"torch": torch.__version__.split("+")[0]}
+    args = parser.parse_args(argv)
+    facts = json.loads((args.run / "likewise-tiny.json").read_text())["origin"] | {
+        "torch": torch.__version__.split("+")[0]
+    }
     weights = args.run / "likewise-tiny.safetensors"
     PACKAGED.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, PACKAGED)

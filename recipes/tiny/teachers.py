@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
+from likewise_training.targets import fit
+
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
 NAMES: Final = ("mobilenet_v2", "mobileone_s0")
 WIDTHS: Final = (1280, 1024)
-POWER: Final = 0.25
-"""Targets are divided by their standard deviation to this power: 0 leaves them, 1 whitens them."""
 
 
 def load_teacher(name: str, weights: Path) -> nn.Module:
@@ -71,17 +71,7 @@ class Teachers:
 
 
 def targets(features: NDArray[np.float16], dim: int) -> Tensor:
-    """Return float32 (n, dim) targets: each teacher centred, its first principal axes, partly whitened.
-
-    Every teacher gives dim / 2 columns, scaled so that both weigh the same. Centring and partial
-    whitening make cosine between the targets tell classes apart better than between the features.
-    """
-    parts = []
-    for part in torch.split(torch.from_numpy(features), list(WIDTHS), 1):
-        x = part.float()
-        x -= x.mean(0)
-        values, axes = torch.linalg.eigh((x.T @ x / len(x)).double())
-        values, axes = values[-dim // 2 :].clamp_min(1e-12).float(), axes[:, -dim // 2 :].float()
-        y = x @ (axes / values ** (POWER / 2))
-        parts.append(y / y.norm(dim=1).mean())
-    return torch.cat(parts, 1)
+    """Return float32 (n, dim) targets, dim / 2 columns a teacher; of too few views to fill them the last are zeros."""
+    x = torch.from_numpy(features).float()
+    made = fit(x, WIDTHS, dim)(x)
+    return nn.functional.pad(made, (0, dim - made.shape[1]))

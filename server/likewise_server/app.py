@@ -6,13 +6,15 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from likewise_proto.v1 import collection_pb2_grpc, embedding_pb2_grpc, head_pb2_grpc
@@ -21,10 +23,12 @@ from likewise_server.audit import Audit
 from likewise_server.backbones import registry
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.engine.engine import Engine, Sizes, build
-from likewise_server.errors import FailedPrecondition
+from likewise_server.errors import FailedPrecondition, Internal
 from likewise_server.images import ImageLimits
 from likewise_server.metrics import Metrics
+from likewise_server.readiness import SERVICES, Readiness
 from likewise_server.servicers.collections import CollectionServicer
+from likewise_server.servicers.crowd import CrowdInterceptor
 from likewise_server.servicers.embedding import EmbeddingServicer
 from likewise_server.servicers.guard import AccessInterceptor
 from likewise_server.servicers.heads import HeadServicer
@@ -37,12 +41,10 @@ from likewise_server.tokens import Tokens
 
 log = structlog.get_logger()
 
-SERVICES = (
-    "likewise.v1.EmbeddingService",
-    "likewise.v1.CollectionService",
-    "likewise.v1.HeadService",
-)
-HEALTH_PERIOD_S = 1.0
+CLOSE_S = 3.0  # that threads and data get at the end even where accepted work took all of the grace time
+# A peer that has vanished, with a cable or a machine, is noticed within these, and what it asked for is dropped.
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 20_000
+LEAST_PING_MS = 10_000  # between the pings of a client that keeps its own connection alive
 # Python's default is 5 ms. A search takes the interpreter back some ten times, and while another thread writes items
 # each time took as long as that; ingestion itself gains a third.
 SWITCH_S = 0.0005
@@ -54,21 +56,33 @@ class Running:
 
     server: grpc.aio.Server
     engine: Engine
-    health: health.aio.HealthServicer
+    readiness: Readiness
     port: int
-    watcher: asyncio.Task[None]
     draining: asyncio.Event
     audit: Audit
 
-    async def stop(self, grace_s: float) -> None:
-        """Say not ready, answer what was accepted within `grace_s` seconds, then let go of everything."""
-        self.watcher.cancel()
+    async def stop(self, grace_s: float, *, close_s: float | None = None) -> None:
+        """Say not ready, answer what was accepted within `grace_s` seconds, then let go of everything.
+
+        With `close_s`, that may take what is left of `grace_s`, and so many seconds at least, before it is left to
+        the end of the process: all that was acknowledged is on disk.
+        """
+        ends = time.monotonic() + grace_s
+        await self.readiness.end()
         self.draining.set()  # streams stop reading, answer what they have read, and end
-        await self.health.enter_graceful_shutdown()
         await self.engine.stop_compiling()
         await self.server.stop(grace_s)
-        await asyncio.to_thread(self.engine.close)
-        await asyncio.to_thread(self.audit.close)
+        closing = asyncio.create_task(asyncio.to_thread(self._close))
+        patience = None if close_s is None else max(close_s, ends - time.monotonic())
+        done, _ = await asyncio.wait({closing}, timeout=patience)
+        if done:
+            closing.result()
+        else:
+            log.warning("not everything has ended in time; nothing that counts is lost")
+
+    def _close(self) -> None:
+        self.engine.close()
+        self.audit.close()
 
 
 def package_version() -> str:
@@ -128,8 +142,9 @@ async def start(settings: Settings) -> Running:
         if settings.compile == "before" and engine.compiler:
             await engine.compiler.join()
         draining = asyncio.Event()
-        interceptors = [CallInterceptor(metrics.on_call), AccessInterceptor(tokens, audit)]
-        server, servicer = _server(settings, engine, interceptors, draining)
+        crowd = CrowdInterceptor(settings.max_calls)
+        interceptors = [CallInterceptor(metrics.on_call), crowd, AccessInterceptor(tokens, audit)]
+        server, readiness = _server(settings, engine, interceptors, draining)
         port = _listen(server, settings, credentials)
         await server.start()
     except BaseException:
@@ -137,9 +152,8 @@ async def start(settings: Settings) -> Running:
         await asyncio.to_thread(engine.close)
         audit.close()
         raise
-    await _set_health(servicer, health_pb2.HealthCheckResponse.SERVING)
-    watcher = asyncio.create_task(_watch(engine, servicer))
-    return Running(server, engine, servicer, port, watcher, draining, audit)
+    await readiness.begin()
+    return Running(server, engine, readiness, port, draining, audit)
 
 
 def _credentials(settings: Settings, tokens: Tokens) -> grpc.ServerCredentials | None:
@@ -182,7 +196,7 @@ def _engine(settings: Settings, backbones: dict[str, Backbone], store: Store, me
 
 def _server(
     settings: Settings, engine: Engine, interceptors: list[grpc.aio.ServerInterceptor], draining: asyncio.Event
-) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+) -> tuple[grpc.aio.Server, Readiness]:
     limits = Limits(
         max_message_bytes=settings.max_message_bytes,
         max_items=settings.max_items,
@@ -198,6 +212,11 @@ def _server(
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a pool
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+            ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # a minute, whatever the line before says
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", LEAST_PING_MS),
         ],
     )
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(
@@ -205,10 +224,9 @@ def _server(
     )
     collection_pb2_grpc.add_CollectionServiceServicer_to_server(CollectionServicer(engine, limits, draining), server)
     head_pb2_grpc.add_HeadServiceServicer_to_server(HeadServicer(engine, limits, draining), server)
-    servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    readiness = Readiness(server, engine)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    return server, servicer
+    return server, readiness
 
 
 def _serve_metrics(metrics: Metrics, host: str, port: int) -> int:
@@ -237,38 +255,50 @@ def _listen(server: grpc.aio.Server, settings: Settings, credentials: grpc.Serve
     return int(port)
 
 
-async def _watch(engine: Engine, servicer: health.aio.HealthServicer) -> None:
-    """Keep health truthful: not serving while forwards fail or a thread that everything needs has died."""
-    serving = True
-    while True:
-        await asyncio.sleep(HEALTH_PERIOD_S)
-        if not engine.healthy():
-            await engine.probe()  # nobody sends images to a server that is not serving
-        if engine.healthy() != serving:
-            serving = not serving
-            log.warning("health", serving=serving, forwards=engine.batcher.alive(), store=engine.store.healthy())
-            status = health_pb2.HealthCheckResponse
-            await _set_health(servicer, status.SERVING if serving else status.NOT_SERVING)
+def serve(settings: Settings, announce: Callable[[int], None]) -> int:
+    """Serve until SIGINT or SIGTERM; call `announce` with the port once ready. Return the status to exit with.
 
-
-async def _set_health(
-    servicer: health.aio.HealthServicer, status: health_pb2.HealthCheckResponse.ServingStatus
-) -> None:
-    for service in ("", *SERVICES):
-        await servicer.set(service, status)
-
-
-async def run(settings: Settings, announce: Callable[[int], None]) -> None:
-    """Serve until SIGINT or SIGTERM; call `announce` with the port once ready."""
+    A signal while loading ends that; a second one ends the process at once. Raises what `start` raises, and Internal
+    after a device has failed for good. The event loop is not waited for: what hangs must not hold up the end.
+    """
     sys.setswitchinterval(SWITCH_S)
-    running = await start(settings)
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop.run_until_complete(_run(settings, announce))
+
+
+async def _run(settings: Settings, announce: Callable[[int], None]) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # The second signal does not wait.
-        loop.add_signal_handler(number, lambda: os._exit(130) if stopping.is_set() else stopping.set())
-    announce(running.port)
-    await stopping.wait()
+        loop.add_signal_handler(number, _on_signal, number, stopping)
+    loading = asyncio.create_task(start(settings))
+    await _either(loading, stopping)
+    if not loading.done():
+        log.info("stopping before all was loaded")
+        loading.cancel()
+        await asyncio.wait({loading}, timeout=CLOSE_S)  # what a thread loads cannot be called off
+        return 0
+    running = loading.result()
+    if not stopping.is_set():
+        announce(running.port)
+        await _either(asyncio.create_task(running.readiness.lost.wait()), stopping)
     log.info("stopping", grace_s=settings.grace_s)
-    await running.stop(settings.grace_s)
+    await running.stop(settings.grace_s, close_s=CLOSE_S)
     log.info("stopped")
+    if running.readiness.why:
+        raise Internal(f"ended because only a new process can help: {running.readiness.why}. Start it again")
+    return 0
+
+
+def _on_signal(number: int, stopping: asyncio.Event) -> None:
+    if stopping.is_set():
+        os._exit(128 + number)  # as the shell says of one that a signal ended
+    stopping.set()
+
+
+async def _either(task: asyncio.Task[Any], event: asyncio.Event) -> None:
+    """Return once the task is done or the event set; a waiting task goes on."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -58,6 +58,7 @@ def serve(
     # Decode threads share the cores with the forwards' own threads: those must sleep, not spin, while they wait
     # for each other. Read when torch is imported; whoever sets it knows better.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, _gone)  # until the server is there to end itself
     try:
         from likewise_server import app, logs  # the light client must not need these
         from likewise_server.errors import LikewiseError
@@ -99,17 +100,21 @@ def serve(
         sys.stdout.flush()
 
     try:
-        asyncio.run(app.run(settings, announce))
+        status = app.serve(settings, announce)
     except LikewiseError as error:
         typer.echo(f"likewise serve: {error.message}", err=True)
-        raise typer.Exit(1) from error
+        status = 1
     except OSError as error:
         typer.echo(f"likewise serve: {error}: is --data a directory that can be written to?", err=True)
-        raise typer.Exit(1) from error
+        status = 1
     # Everything is on disk. A fit that nobody waits for any more must not hold up the end of the process.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
+
+
+def _gone(number: int, _: object) -> NoReturn:
+    os._exit(128 + number)
 
 
 def _pairs(texts: list[str]) -> dict[str, Any]:

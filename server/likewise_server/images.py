@@ -6,7 +6,6 @@ file, and a JPEG that simplejpeg objects to, goes through Pillow, which has the 
 
 from __future__ import annotations
 
-import io
 import struct
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from likewise_server.bounding import Bounded, check_jpeg
 from likewise_server.colours import to_rgb
 from likewise_server.errors import InvalidArgument, OutOfRange
 from likewise_server.peeking import peek_pixels
@@ -64,7 +64,7 @@ NVJPEG = "nvjpeg-1"  # likewise, on a GPU: close to libjpeg's pixels, not equal
 # "scaled" decodes a JPEG at 1/8, 1/4 or 1/2 while its short side stays this many times `resize`: the least at which
 # the vectors of photographs kept a cosine of 0.999 (docs/decoding.md).
 SPARE = 3.5
-END = b"\xff\xd9"  # of a JPEG
+JPEG, END = b"\xff\xd8", b"\xff\xd9"  # the first and the last bytes of one
 UPRIGHT = 1  # the EXIF orientation of a picture that is stored as it is seen
 
 # What Pillow's plug-ins raise on damaged files, found by feeding them damaged files.
@@ -133,8 +133,12 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
         raise InvalidArgument("the image is empty (0 bytes): send the bytes of an image file")
     if len(data) > limits.max_bytes:
         raise OutOfRange(f"the image has {len(data)} bytes, over the limit of {limits.max_bytes}: shrink it")
-    image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+    if data.startswith(JPEG):
+        check_jpeg(data)
+    file = Bounded(data)
+    image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     _check_pixels(image.size, limits)
+    file.opened(image.format)
     return image
 
 

@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(64_000_000, ge=1, description="largest image, in pixels, checked before decoding")
     max_k: int = Field(10_000, ge=1, le=10_000, description="largest k of a search")
     max_hits: int = Field(200_000, ge=10_000, description="queries times k of one search, or neighbours")
+    max_calls: int = Field(2048, ge=1, description="calls under way at once, streams included, over all callers")
     queue_items: int = Field(4096, ge=1, description="images admitted at once, over all callers")
     queue_bytes: int = Field(512 * MIB, ge=MIB, description="encoded bytes admitted at once, over all callers")
     queue_pixels: int = Field(4_000_000_000, ge=1, description="pixels admitted at once, by the images' headers")

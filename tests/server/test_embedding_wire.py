@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,14 +14,13 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from likewise_proto.v1 import common_pb2 as pb
 from likewise_proto.v1 import embedding_pb2 as epb
 from likewise_proto.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from likewise_server.app import Running
 from likewise_server.metrics import Metrics
-from support.fakes import PATIENCE_S, Valve, until
+from support.fakes import Valve, until
 from support.pictures import photograph_jpegs
 from support.server import serving
 
@@ -211,25 +208,6 @@ async def test_the_metrics_page_tells_what_calls_cost(tmp_path: Path, monkeypatc
         assert not (await call).errors
         await until(lambda: server.admission.held.items == 0)
         assert (await page())["likewise_admitted_images"] == 0
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_server_whose_device_thread_has_ended_says_that_it_does_not_serve(tmp_path: Path) -> None:
-    async with serving(tmp_path) as running, channel_to(running) as channel:
-        health: Any = health_pb2_grpc.HealthStub(channel)
-
-        async def status() -> int:
-            reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
-            found: int = reply.status
-            return found
-
-        assert await status() == health_pb2.HealthCheckResponse.SERVING
-        running.engine.batcher.queues.call(0, sys.exit)  # ends the thread, quietly
-        await until(lambda: not running.engine.batcher.alive())
-        end = time.monotonic() + PATIENCE_S / 3
-        while await status() != health_pb2.HealthCheckResponse.NOT_SERVING:
-            assert time.monotonic() < end, "it still says that it serves"
-            await asyncio.sleep(0.02)
 
 
 async def test_without_a_compiler_the_server_says_that_it_runs_eager(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Echo(EmbeddingServiceServicer):
         async def one(request: epb.EmbedStreamRequest) -> epb.EmbedStreamResponse:
             return epb.EmbedStreamResponse(item_id=request.item_id)
 
-        async for reply in as_ready(until(requests, asyncio.Event()), one, 8):
+        async for reply in as_ready(until(requests, asyncio.Event()), one, 8, lambda _: 0, 0):
             yield reply
 
 

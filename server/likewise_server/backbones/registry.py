@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from likewise_server.backbones import weights
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.backbones.base import Network
 from likewise_server.backbones.precision import place
@@ -16,34 +17,60 @@ from likewise_server.images import Decoding
 
 Loader = Callable[[str, Path | None], Network]
 
+BUNDLED = "likewise-tiny"
 
-def _tiny(_name: str, _weights_dir: Path | None) -> Network:
+
+def _tiny(_architecture: str, path: Path | None) -> Network:
     from likewise_server.backbones import tiny_loader  # noqa: PLC0415
 
-    return tiny_loader.load_network()
+    return tiny_loader.load_network(path)
 
 
-def _timm(name: str, weights_dir: Path | None) -> Network:
+def _timm(architecture: str, path: Path | None) -> Network:
     from likewise_server.backbones import timm_models  # noqa: PLC0415
 
-    return timm_models.load(name, weights_dir)
+    return timm_models.load(architecture, path)
 
 
-def _torchvision(name: str, weights_dir: Path | None) -> Network:
+def _torchvision(architecture: str, path: Path | None) -> Network:
     from likewise_server.backbones import torchvision_models  # noqa: PLC0415
 
-    return torchvision_models.load(name, weights_dir)
+    return torchvision_models.load(architecture, path)
 
 
-# By prefix of the name; the first that fits loads it.
-LOADERS: dict[str, Loader] = {"likewise-tiny": _tiny, "timm/": _timm, "": _torchvision}
+def _loader(architecture: str) -> Loader:
+    if architecture == BUNDLED:
+        return _tiny
+    return _timm if architecture.startswith("timm/") else _torchvision
 
 
 def known_names() -> list[str]:
     """Return the names that can be served, without the hundreds of timm's."""
     from likewise_server.backbones import torchvision_models  # noqa: PLC0415
 
-    return ["likewise-tiny", *torchvision_models.names()]
+    return [BUNDLED, *torchvision_models.names()]
+
+
+def network(name: str, weights_dir: Path | None) -> Network:
+    """Return the network `name` as its loader builds it: in float32, nothing folded, on the CPU.
+
+    A name of one's own is found by its weights in `weights_dir`, the note beside which names the architecture.
+    Raises NotFound, FailedPrecondition or Unavailable, saying what to do.
+    """
+    # The bundled network has no other weights than those in the package.
+    path = None if name == BUNDLED else weights.find(weights_dir, name)
+    architecture = (weights.architecture(path) if path else "") or name
+    return _loader(architecture)(architecture, path)
+
+
+def untrained(architecture: str) -> Network:
+    """Return likewise-tiny's network or one of torchvision's with weights drawn from torch's generator.
+
+    Raises NotFound for another.
+    """
+    from likewise_server.backbones import tiny_loader, torchvision_models  # noqa: PLC0415
+
+    return tiny_loader.untrained() if architecture == BUNDLED else torchvision_models.untrained(architecture)
 
 
 def load(
@@ -53,8 +80,7 @@ def load(
 
     Raises NotFound, FailedPrecondition or Unavailable, saying what to do.
     """
-    loader = next(loader for prefix, loader in LOADERS.items() if name.startswith(prefix))
-    return place(name, loader(name, weights_dir), device, precision, decoding=decoding)
+    return place(name, network(name, weights_dir), device, precision, decoding=decoding)
 
 
 MOST_COPIES = 4  # of a network on a CPU, as far as nobody asks for more: each takes memory

@@ -15,8 +15,8 @@ from likewise_server.images import Preprocessing
 PREFIX = "timm/"
 
 
-def load(name: str, weights_dir: Path | None) -> Network:
-    """Build timm/<model> with weights from `weights_dir` (also flat, as <model>.pth), else timm's download.
+def load(name: str, path: Path | None) -> Network:
+    """Build timm/<model> with the weights in `path`, else timm's download.
 
     The feature is timm's own pooled one, before its classifier. Raises NotFound for an unknown
     model, FailedPrecondition without the extra or for a file that does not fit, Unavailable
@@ -26,7 +26,6 @@ def load(name: str, weights_dir: Path | None) -> Network:
     model_name = name.removeprefix(PREFIX)
     if not timm.is_model(model_name):
         raise NotFound(f"unknown backbone {name!r}: timm has no model of that name")
-    path = weights.find(weights_dir, name)
     if path:
         module = _from_file(timm, model_name, path)
     else:

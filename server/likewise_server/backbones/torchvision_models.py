@@ -63,39 +63,56 @@ def names() -> list[str]:
     return [name for name in models.list_models(module=models) if _family(name)]
 
 
-def load(name: str, weights_dir: Path | None) -> Network:
-    """Build `name` with weights from `weights_dir`, else from torchvision's download or its cache.
+def load(name: str, path: Path | None) -> Network:
+    """Build `name` with the weights in `path`, else from torchvision's download or its cache.
 
     Raises NotFound for an unknown name, FailedPrecondition for a file that does not fit,
     Unavailable when there is no file and no download.
     """
+    family, enum = _known(name)
+    entry = _published_as(enum, path) if path else enum.DEFAULT
+    preprocessing = (weights.sidecar(path) if path else None) or _preprocessing(entry.transforms())
+    module = _built(name, family, preprocessing)
+    state = weights.read(path) if path else _download(name, entry)
+    source = path.name if path else f"torchvision {entry}"
+    # Auxiliary classifiers of GoogLeNet and Inception serve training alone.
+    state = {_current_name(k): v for k, v in state.items() if not k.startswith(("aux", "AuxLogits"))}
+    complete = weights.fit(module, state, optional=family.classifier, source=source)
+    return _network(module.eval(), family, preprocessing, source, complete=complete)
+
+
+def untrained(name: str) -> Network:
+    """Build `name` with random weights and the preprocessing of its original recipe. Raises NotFound."""
+    family, enum = _known(name)
+    preprocessing = _preprocessing(next(iter(enum)).transforms())
+    return _network(_built(name, family, preprocessing).eval(), family, preprocessing, "random", complete=True)
+
+
+def _known(name: str) -> tuple[Family, Any]:
+    """Return the family of an architecture and its published weights. Raises NotFound."""
     from torchvision import models  # noqa: PLC0415
 
     family = _family(name)
     if family is None or name not in models.list_models(module=models):
         near = ", ".join(difflib.get_close_matches(name, names(), n=3)) or "resnet50, mobilenet_v2, vit_b_16"
         raise NotFound(
-            f"unknown backbone {name[:100]!r}: likewise-tiny, a torchvision name ({near}, …), or timm/<name>; "
-            "docs/backbones.md has more"
+            f"unknown backbone {name[:100]!r}: likewise-tiny, a torchvision name ({near}, …), timm/<name>, or one "
+            "of your own with its weights and their .json in LIKEWISE_WEIGHTS_DIR; docs/backbones.md has more"
         )
-    enum = models.get_model_weights(name)
-    path = weights.find(weights_dir, name)
-    entry = _published_as(enum, path) if path else enum.DEFAULT
-    preset = entry.transforms()
+    return family, models.get_model_weights(name)
+
+
+def _built(name: str, family: Family, preprocessing: Preprocessing) -> nn.Module:
+    from torchvision import models  # noqa: PLC0415
+
     options = dict(family.options)
     if family.prefix == "vit":
-        options["image_size"] = preset.crop_size[0]
+        options["image_size"] = preprocessing.crop
     if family.prefix in ("inception_v3", "googlenet"):
         options["init_weights"] = False
-    module = models.get_model(name, weights=None, **options)
-    state = weights.read(path) if path else _download(name, entry)
-    source = path.name if path else f"torchvision {entry}"
-    # Auxiliary classifiers of GoogLeNet and Inception serve training alone.
-    state = {_current_name(k): v for k, v in state.items() if not k.startswith(("aux", "AuxLogits"))}
+    module: nn.Module = models.get_model(name, weights=None, **options)
     _drop_auxiliary(module)
-    complete = weights.fit(module, state, optional=family.classifier, source=source)
-    preprocessing = (weights.sidecar(path) if path else None) or _preprocessing(preset)
-    return _network(module.eval(), family, preprocessing, source, complete=complete)
+    return module
 
 
 def _network(

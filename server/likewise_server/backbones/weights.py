@@ -89,22 +89,55 @@ def tensor_hash(module: nn.Module, *, without: str = "") -> str:
     return digest.hexdigest()
 
 
+ABOUT = ("architecture", "sha256", "origin")
+"""What a note says beside the preprocessing: whose layers these are, the hash of the file, where it came from."""
+
+
 def sidecar(path: Path) -> Preprocessing | None:
     """Return the preprocessing that <name>.json beside a weights file states, if there is one.
 
-    Keys: resize, crop, and optionally mean, std, interpolation.
+    Keys: resize, crop, and optionally mean, std, interpolation; those of ABOUT are for others.
     """
-    note = path.with_suffix(".json")
-    if not note.is_file():
+    facts = {key: value for key, value in _note(path).items() if key not in ABOUT}
+    if not facts:
         return None
     try:
-        facts: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
         for key in ("mean", "std"):
             if key in facts:
                 facts[key] = tuple(float(v) for v in facts[key])
         return Preprocessing(**facts)
     except (ValueError, TypeError) as error:
+        raise _not_understood(path, error) from error
+
+
+def architecture(path: Path) -> str:
+    """Return the architecture that <name>.json beside a weights file of one's own names, "" if none.
+
+    Raises FailedPrecondition where the note has the hash of another file: one of the two was copied alone.
+    """
+    facts = _note(path)
+    if "sha256" in facts and facts["sha256"] != file_hash(path):
         raise FailedPrecondition(
-            f"{note.name} beside the weights is not understood ({error}): "
-            'write {"resize": 256, "crop": 224} and, if needed, mean, std, interpolation'
-        ) from error
+            f"{path.name} is not the file that {path.stem}.json beside it describes: copy both again, or train again"
+        )
+    return str(facts.get("architecture", ""))
+
+
+def _note(path: Path) -> dict[str, Any]:
+    note = path.with_suffix(".json")
+    if not note.is_file():
+        return {}
+    try:
+        facts = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _not_understood(path, error) from error
+    if not isinstance(facts, dict):
+        raise _not_understood(path, "no object")
+    return facts
+
+
+def _not_understood(path: Path, why: object) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{path.stem}.json beside the weights is not understood ({why}): "
+        'write {"resize": 256, "crop": 224} and, if needed, mean, std, interpolation'
+    )

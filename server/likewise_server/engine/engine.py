@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -18,11 +15,12 @@ from likewise_server.engine.classification import Heads
 from likewise_server.engine.collections import Collections
 from likewise_server.engine.compiler import Compiler
 from likewise_server.engine.embedding import Embedder
+from likewise_server.engine.health import Health
 from likewise_server.engine.ranking import Rankings
 from likewise_server.engine.searching import Searches
 from likewise_server.engine.training import Training
 from likewise_server.engine.workers import Workers
-from likewise_server.errors import InvalidArgument, LikewiseError
+from likewise_server.errors import InvalidArgument
 from likewise_server.images import Decoding, ImageLimits, guard
 from likewise_server.pipeline.batcher import Batcher
 from likewise_server.pipeline.cache import EmbeddingCache
@@ -51,6 +49,7 @@ class Engine:
     workers: Workers
     fits: Workers
     compiler: Compiler | None
+    health: Health
 
     async def ready(self) -> None:
         """Prove with one forward pass per backbone that each works. Raises what the first failing one raises."""
@@ -62,19 +61,6 @@ class Engine:
         if self.compiler:
             for backbone in self.embedder.backbones.values():
                 self.compiler.want(backbone, backbone.ref())
-
-    async def probe(self) -> None:
-        """Run one blank image on every device, so that one that works again is found to."""
-        backbone, ref = self.embedder.resolve(None)
-        crop = backbone.preprocessing.crop
-        blank = np.zeros((crop, crop, 3), np.uint8)
-        for device in self.batcher.devices:
-            with contextlib.suppress(LikewiseError):  # what matters is whether forwards succeed now
-                await self.batcher.on_device(device.index, partial(device.probe, backbone, ref, blank))
-
-    def healthy(self) -> bool:
-        """Return whether the device thread runs and the store takes writes."""
-        return self.batcher.alive() and self.store.healthy()
 
     async def stop_compiling(self) -> None:
         """End the compiler, if one runs."""
@@ -148,6 +134,7 @@ def build(
         workers,
         fits,
         compiler,
+        Health(embedder, batcher, store),
     )
 
 

@@ -91,7 +91,7 @@ class _Left:
 
 def held_out(problem: Problem) -> HeldOut:
     """Leave-one-out logits; out-of-fold ones where rows have weights, and where they are few."""
-    # Of a few rows a class, one left out moves its own mean and no other: at two a class that cost 26 points.
+    # Of a few rows a class, one left out moves its own mean and no other, which makes the class look worse than it is.
     if np.median(problem.counts) < FOLDS or not np.allclose(problem.weights, 1.0):
         return k_fold(KIND, problem, FOLDS)
     return leave_one_out(problem)

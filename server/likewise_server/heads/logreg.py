@@ -60,7 +60,7 @@ class _Coordinates:
             values, directions = np.linalg.eigh(R.T @ R)
             return cls(R @ directions, np.maximum(values, 0.0) / n, directions, mean)
         values, basis = np.linalg.eigh(R @ R.T)
-        some = values > 1e-12 * max(float(values[-1]), 1e-12)  # noqa: PLR2004
+        some = values > 1e-12 * max(float(values[-1]), 1e-12)
         root, basis = np.sqrt(values[some]), basis[:, some]
         return cls(basis * root, values[some] / n, R.T @ (basis / root), mean)
 
@@ -117,14 +117,16 @@ def _solve(
         slope[r] = scale[r] * error.sum(axis=0)
         return loss, slope.ravel()
 
-    nothing = np.zeros((r + 1) * K)
-    first = nothing if start is None else (np.vstack([start.W, start.b]) / scale).ravel()
-    steepest = float(np.abs(objective(nothing)[1]).max())
+    first = np.zeros((r + 1) * K) if start is None else (np.vstack([start.W, start.b]) / scale).ravel()
+    # The largest slope at W = 0, where every share is 1/K.
+    sums = problem.class_sums(at.rows * weights[:, None]) - (weights @ at.rows) / K
+    steepest = float(np.abs(sums.T * scale[:r]).max(initial=0.0))
     settings = {
         "maxiter": effort.steps,
         "gtol": effort.slope * steepest,
         "ftol": 64 * np.finfo(float).eps,
         "maxls": 50,
+        "maxcor": 5,  # more history costs more to walk through than it saves here
     }
     found = minimize(objective, first, jac=True, method="L-BFGS-B", options=settings)
     W = found.x.reshape(r + 1, K) * scale

@@ -18,7 +18,7 @@ import numpy as np
 
 from likewise_server.heads.evaluation import auroc
 from likewise_server.heads.likeness import Likeness, fit_likeness
-from likewise_server.heads.validate import MAX_LEFT_OUT, stratified
+from likewise_server.heads.validate import stratified
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +32,8 @@ _UNMEASURED, _UNMEASURED_MOST = 0.5, 0.95
 # The same picture saved again must never be new.
 _LEAST = 0.02
 _LIKENESS_SHARE = 1 / 3
+# More supports than this narrow no rate worth having, and the likeness of a thousand is as good as that of more.
+MAX_MEASURED = 1000
 _CHUNK = 1024
 
 
@@ -129,7 +131,7 @@ def _left_out(
 ) -> tuple[Likeness | None, _LeftOut]:
     """Fit the likeness and measure what can be; with one class there is neither likeness nor unknown."""
     n, counts = len(y), np.bincount(y)
-    rows = stratified(y, np.arange(n), MAX_LEFT_OUT, seed)
+    rows = stratified(y, np.arange(n), MAX_MEASURED, seed)
     others = n - int(counts.max())
     seen, known, unknown = [], [], []
     for start in range(0, len(rows), _CHUNK):

@@ -17,7 +17,7 @@ from likewise_server.errors import Internal, LikewiseError
 from likewise_server.images import Views
 from likewise_server.pipeline.cache import EmbeddingCache
 from likewise_server.pipeline.decoders import Decode, Decoders
-from likewise_server.pipeline.devices import Device
+from likewise_server.pipeline.devices import STALLED_S, Device
 from likewise_server.pipeline.jobs import Job, Outcome, Replies, Request
 from likewise_server.pipeline.observer import Observer, Silent
 from likewise_server.pipeline.queues import Queues
@@ -104,7 +104,11 @@ class Batcher:
                 self._post(_settle, future, error)
             except Exception as error:
                 log.exception("work on a device failed")
+                self.devices[device].judge(error)
                 self._post(_settle, future, Internal(f"the network failed ({type(error).__name__}); see the log"))
+            except BaseException:  # of the thread, which begins again
+                self._post(_settle, future, Internal("the thread of this device died; see the log"))
+                raise
             else:
                 self._post(_settle, future, result)
 
@@ -114,8 +118,21 @@ class Batcher:
         return await future
 
     def alive(self) -> bool:
-        """Return whether every thread runs, and on every device forwards have not all failed lately."""
-        return self._decoders.alive() and all(device.alive() for device in self.devices)
+        """Return whether images are embedded, as far as one can tell."""
+        return not self.trouble()
+
+    def trouble(self) -> str:
+        """Return why images are not embedded, empty if they are: a thread, a device or the queues."""
+        if not self._decoders.alive():
+            return "a decode thread has ended"
+        stalled = self.queues.stalled()
+        if stalled > STALLED_S:
+            return f"nothing has come out of the queues for {stalled:.0f} s, and {self.queues.waiting()} images wait"
+        return next(filter(None, (device.trouble() for device in self.devices)), "")
+
+    def lost(self) -> str:
+        """Return why a device is of no more use to this process, empty where all are."""
+        return next((f"{device.name}: {device.lost}" for device in self.devices if device.lost), "")
 
     def close(self) -> None:
         """Finish what is queued, then stop the threads."""

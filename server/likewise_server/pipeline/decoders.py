@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -22,8 +21,11 @@ from likewise_server.pipeline.looks import Looks
 from likewise_server.pipeline.observer import Observer
 from likewise_server.pipeline.priority import yield_to_messages
 from likewise_server.pipeline.queues import Queues
+from likewise_server.threads import LastingThread
 
 log = structlog.get_logger()
+
+DIED = "the thread that had this image died: send it again; the server's log has the details"
 
 
 class Decode(Protocol):
@@ -84,10 +86,7 @@ class Decoders:
     ) -> None:
         self._decode, self._queues, self._replies = decode, queues, replies
         self._cache, self._observer = cache, observer
-        self._threads = [threading.Thread(target=self._run, name=f"likewise-decode-{i}") for i in range(threads)]
-        for thread in self._threads:
-            thread.daemon = True
-            thread.start()
+        self._threads = [LastingThread(f"likewise-decode-{i}", self._run) for i in range(threads)]
 
     def alive(self) -> bool:
         """Return whether all threads run."""
@@ -103,12 +102,22 @@ class Decoders:
         threadpool_limits(1, user_api="openmp")
         yield_to_messages()
         while jobs := self._queues.next_encoded(self._decode.at_once):
-            started = time.monotonic()
-            for job in jobs:
-                self._observer.on_stage("decode_wait", started - job.since)
-            jobs = [job for job in jobs if not self._answered(job, started)]
-            if jobs:
-                self._decode_all(jobs)
+            try:
+                self._handle(jobs)
+            except BaseException:  # of this thread; nobody may wait for what it had in hand
+                for job in jobs:
+                    self._queues.drop(job)
+                self._replies.fail(jobs, Internal(DIED))
+                raise
+
+    def _handle(self, jobs: list[Job]) -> None:
+        """Take each job out of `jobs` as it is answered or passed on."""
+        started = time.monotonic()
+        for job in jobs:
+            self._observer.on_stage("decode_wait", started - job.since)
+        jobs[:] = [job for job in jobs if not self._answered(job, started)]
+        if jobs:
+            self._decode_all(jobs)
 
     def _answered(self, job: Job, started: float) -> bool:
         """Answer from the cache if it can."""
@@ -134,7 +143,8 @@ class Decoders:
             log.exception("decoding failed")
             found = [Internal("the image could not be decoded; the server's log has the details")] * len(jobs)
         seconds = (time.monotonic() - started) / len(jobs)
-        for job, pixels in zip(jobs, found, strict=True):
+        for pixels in found:
+            job = jobs[0]
             job.data = b""  # no longer needed, and large
             self._observer.on_stage("decode", seconds)
             if isinstance(pixels, LikewiseError):
@@ -142,6 +152,7 @@ class Decoders:
                 self._replies.fail([job], pixels)
             else:
                 self._queues.put_decoded(*self._ready(job, pixels, seconds))
+            del jobs[0]
 
     def _ready(self, job: Job, pixels: Pixels, seconds: float) -> list[Job]:
         """Return the job with its pixels, or a job for each look at its picture."""

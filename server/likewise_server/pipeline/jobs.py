@@ -93,6 +93,7 @@ class Job:
     decode_s: float = 0.0
     looks: Looks | None = None
     since: float = field(default_factory=time.monotonic)  # when it entered the queue it is in
+    answered: bool = False  # on the event loop
 
     @property
     def feature(self) -> BackboneRef:
@@ -126,6 +127,9 @@ class Replies:
         self._scheduled = False
         while self._settled:
             job, settled = self._settled.popleft()
+            if job.answered:  # before the thread died that had it in hand
+                continue
+            job.answered = True
             outcome = settled if job.looks is None else job.looks.add(settled)
             if outcome is None:
                 continue  # other looks at this picture are on their way

@@ -65,6 +65,8 @@ class Queues:
         self._inside: Counter[BackboneRef] = Counter()  # from `put` to `done` or `drop`
         self._devices = devices
         self._coming_since = 0.0  # when that began to be anything at all
+        self._limits: dict[BackboneRef, tuple[int, float]] = {}  # largest batch, and until when
+        self._moved = 0.0  # when an image last came, left or went on
         self._closing = False
         lock = threading.Lock()
         self._to_decode = threading.Condition(lock)
@@ -76,6 +78,8 @@ class Queues:
             self._refuse_if_closing()
             if not self._any_coming():
                 self._coming_since = time.monotonic()
+            if not self._inside:
+                self._moved = time.monotonic()
             for job in jobs:
                 self._encoded.put(job)
                 self._coming[job.request.bulk][job.feature] += 1
@@ -110,7 +114,7 @@ class Queues:
         with self._to_device:
             self._came(image)
             queue = self._decoded.setdefault(image.feature, FairQueue())
-            now = time.monotonic()
+            now = self._moved = time.monotonic()
             for job in looks:
                 job.since = now
                 queue.put(job)
@@ -121,6 +125,7 @@ class Queues:
     def drop(self, job: Job) -> None:
         """Forget an image that will not come out of the decoder: answered, refused or given up."""
         with self._to_device:
+            self._moved = time.monotonic()
             self._came(job)
             self._left(job)
             self._wake_device(job.feature)  # a batch may have waited for it
@@ -128,6 +133,7 @@ class Queues:
     def done(self, jobs: Sequence[Job]) -> None:
         """Forget images that a device has answered."""
         with self._to_device:
+            self._moved = time.monotonic()
             for job in jobs:
                 self._left(job)
             for ref in {job.feature for job in jobs}:
@@ -160,6 +166,16 @@ class Queues:
         with self._to_device:
             since = [queue.oldest() for queue in (self._encoded, *self._decoded.values())]
         return time.monotonic() - min((s for s in since if s is not None), default=time.monotonic())
+
+    def stalled(self) -> float:
+        """Return for how many seconds nothing has moved although images are inside; 0 where none are."""
+        with self._to_device:
+            return time.monotonic() - self._moved if self._inside else 0.0
+
+    def limit(self, feature: BackboneRef, most: int, seconds: float) -> None:
+        """For some time make batches of a feature no larger than `most`: more does not fit a device's memory."""
+        with self._to_device:
+            self._limits[feature] = (max(1, most), time.monotonic() + seconds)
 
     def close(self) -> None:
         """Take in nothing more; threads get what is queued, then None."""
@@ -233,7 +249,10 @@ class Queues:
 
     def _batch_of(self, queue: FairQueue) -> int:
         job = next(queue.interactive.heads(), None) or next(queue.bulk.heads())
-        return min(self._max_batch, job.request.backbone.best_batch(job.feature))
+        most, until = self._limits.get(job.feature, (self._max_batch, 0.0))
+        if until < time.monotonic():
+            most = self._max_batch
+        return min(self._max_batch, most, job.request.backbone.best_batch(job.feature))
 
     def _take_batch(self) -> Batch:
         """Features take turns; of the next one that may close, take the largest batch."""

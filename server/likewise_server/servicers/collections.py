@@ -115,6 +115,7 @@ class CollectionServicer(CollectionServiceServicer):
         """Reply to each message once its items are durable."""
         collection = ""
         before: asyncio.Event | None = None
+        deadline = deadline_of(context)  # asked now: the context of a stream that was dropped may be gone
 
         async def one(request: cpb.UpsertItemsRequest) -> cpb.UpsertItemsResponse:
             # Messages are embedded side by side but stored one after the other: of an id sent twice the later wins.
@@ -125,7 +126,7 @@ class CollectionServicer(CollectionServiceServicer):
                 collection = request.collection or collection
                 if not collection:
                     raise InvalidArgument("the first message of the stream must name the collection")
-                return await self._upsert(collection, request, context, turn)
+                return await self._upsert(collection, request, deadline, turn)
             finally:
                 done.set()
 
@@ -135,7 +136,7 @@ class CollectionServicer(CollectionServiceServicer):
             raise Unavailable(SHUTTING_DOWN)
 
     async def _upsert(
-        self, collection: str, request: cpb.UpsertItemsRequest, context: Context, turn: asyncio.Event | None
+        self, collection: str, request: cpb.UpsertItemsRequest, deadline: float | None, turn: asyncio.Event | None
     ) -> cpb.UpsertItemsResponse:
         self._limits.check_items(len(request.items), "items")
         items: list[Upsert] = []
@@ -155,7 +156,7 @@ class CollectionServicer(CollectionServiceServicer):
             items,
             fingerprint=request.fingerprint,
             skip_unchanged=request.skip_unchanged,
-            deadline=deadline_of(context),
+            deadline=deadline,
             turn=turn,
         )
         for outcome, result in zip(done.outcomes, sound, strict=True):

@@ -51,13 +51,14 @@ class EmbeddingServicer(EmbeddingServiceServicer):
         """Reply to each image as its vector is ready."""
         first: list[tuple[BackboneRef, pb.DType.ValueType]] = []
         caller = self._engine.embedder.new_caller()
+        deadline = deadline_of(context)  # asked now: the context of a stream that was dropped may be gone
 
         async def one(request: epb.EmbedStreamRequest) -> epb.EmbedStreamResponse:
             if not first:
                 first.append((convert.ref_from(request.backbone), request.dtype))
             ref = convert.ref_from(request.backbone) if request.HasField("backbone") else first[0][0]
             result = await self._engine.embedder.embed(
-                [request.image.data], ref, deadline=deadline_of(context), wait=True, caller=caller
+                [request.image.data], ref, deadline=deadline, wait=True, caller=caller
             )
             reply = epb.EmbedStreamResponse(
                 item_id=request.item_id,
@@ -70,7 +71,11 @@ class EmbeddingServicer(EmbeddingServiceServicer):
                 reply.vector.CopyFrom(convert.matrix_to(result.vectors, request.dtype or first[0][1]))
             return reply
 
-        async for reply in as_ready(until(requests, self._draining), one, self._limits.stream_window):
+        def size(request: epb.EmbedStreamRequest) -> int:
+            return len(request.image.data)
+
+        read = until(requests, self._draining)
+        async for reply in as_ready(read, one, self._limits.stream_window, size, self._limits.max_message_bytes):
             yield reply
         if self._draining.is_set():
             raise Unavailable(SHUTTING_DOWN)

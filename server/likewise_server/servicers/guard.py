@@ -70,6 +70,7 @@ class _Call:
         self._passed = False  # a message has
         self._about: dict[str, None] = {}  # collections, in order
         self._count = 0
+        self._facts: dict[str, str] = {}  # of whoever calls
 
     def enter(self, header: object) -> None:
         """Raise Unauthenticated, PermissionDenied or ResourceExhausted where the caller may not come in."""
@@ -90,7 +91,8 @@ class _Call:
         """Return a behaviour that raises the error, whatever is sent."""
 
         def refuse(_requests: Any, context: Context) -> AsyncIterator[Any]:
-            self._record(error, context)
+            self._meet(context)
+            self._record(error)
             return _Raising(error)
 
         return refuse
@@ -112,25 +114,27 @@ class _Call:
         taken = self._each if handler.request_streaming else self._one
 
         async def unary(request: Any, context: Context) -> Any:
+            self._meet(context)
             try:
                 reply = await behaviour(taken(request), context)
                 self._look(reply)
             except BaseException as error:  # every way out is recorded
-                self._fail(error, context)
+                self._fail(error)
                 raise
-            self._record(None, context)
+            self._record(None)
             return reply
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            self._meet(context)
             try:
                 async for reply in behaviour(taken(request), context):
                     self._stay()
                     self._look(reply)
                     yield reply
             except BaseException as error:
-                self._fail(error, context)
+                self._fail(error)
                 raise
-            self._record(None, context)
+            self._record(None)
 
         return stream if handler.response_streaming else unary
 
@@ -217,25 +221,28 @@ class _Call:
         self._refusal = error
         raise error
 
-    def _fail(self, error: BaseException, context: Context) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Record how the call ended; raise the refusal where that came out wrapped, as from within a stream."""
         if self._refusal is None or self._refusal is error or _given_up(error):
-            self._record(error, context)
+            self._record(error)
             return
-        self._record(self._refusal, context)
+        self._record(self._refusal)
         raise self._refusal from error
 
-    def _record(self, error: BaseException | None, context: Context) -> None:
+    def _meet(self, context: Context) -> None:
+        """Note who calls, while there is a call: to ask the context of one that was given up can crash the process."""
+        # Without the port: a refusal that comes again comes from another one.
+        self._facts["peer"] = str(context.peer()).rpartition(":")[0]
+        names = list(context.auth_context().get("x509_common_name", ()))
+        if names:
+            self._facts["certificate"] = names[0].decode(errors="replace")
+
+    def _record(self, error: BaseException | None) -> None:
         """Tell the audit log, where the call wrote or was refused."""
         refused = error is not None and error is self._refusal
         if not refused and not self._rule.writes:
             return
-        facts: dict[str, Any] = {"who": ANONYMOUS if self._token is None else self._token.name}
-        # Without the port: a refusal that comes again comes from another one.
-        facts["peer"] = str(context.peer()).rpartition(":")[0]
-        names = list(context.auth_context().get("x509_common_name", ()))
-        if names:
-            facts["certificate"] = names[0].decode(errors="replace")
+        facts: dict[str, Any] = {"who": ANONYMOUS if self._token is None else self._token.name, **self._facts}
         facts["method"] = self._method
         if self._about:
             facts["collection"] = ", ".join(self._about)

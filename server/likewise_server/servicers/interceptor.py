@@ -17,6 +17,7 @@ from likewise_server.errors import Internal, LikewiseError
 from likewise_server.servicers.access import HEALTH
 from likewise_server.servicers.context import Context
 from likewise_server.servicers.convert import status_of
+from likewise_server.servicers.unreadable import forgiving, sound
 
 log = structlog.get_logger()
 
@@ -68,13 +69,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = details.method.removeprefix(OURS)
         given = str(dict(details.invocation_metadata or ()).get(REQUEST_ID, ""))
         wrap = self._stream if handler.response_streaming else self._unary
-        return remade(handler, wrap(behaviour_of(handler), method, given))
+        return remade(handler, wrap(behaviour_of(handler), method, given), forgiving(handler.request_deserializer))
 
     def _unary(self, behaviour: Callable[..., Awaitable[Any]], method: str, given: str) -> Callable[..., Any]:
         async def run(request: Any, context: Context) -> Any:
             call = _Call(self._on_call, method, given)
             try:
-                reply = await behaviour(request, context)
+                reply = await behaviour(sound(request), context)
             except BaseException as error:  # every way out is counted, then raised or turned
                 await call.fail(error, context)
                 raise
@@ -89,7 +90,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def run(request: Any, context: Context) -> AsyncIterator[Any]:
             call = _Call(self._on_call, method, given)
             try:
-                async for reply in behaviour(request, context):
+                async for reply in behaviour(sound(request), context):
                     yield reply
             except BaseException as error:
                 await call.fail(error, context)
@@ -109,9 +110,10 @@ class _Call:
         self._id = given if re.fullmatch(r"[\w.:/-]{1,64}", given, re.ASCII) else os.urandom(8).hex()
         self._started = time.monotonic()
 
-    def end(self, code: str, context: Context, **facts: object) -> None:
+    def end(self, code: str, context: Context | None, **facts: object) -> None:
         seconds = time.monotonic() - self._started
-        context.set_trailing_metadata(((REQUEST_ID, self._id),))
+        if context is not None:
+            context.set_trailing_metadata(((REQUEST_ID, self._id),))
         self._on_call(self._method, code, seconds)
         if not logging.getLogger().isEnabledFor(logging.INFO):
             return  # the pipeline of processors costs more than a small call
@@ -120,8 +122,12 @@ class _Call:
     async def fail(self, error: BaseException, context: Context) -> None:
         """Answer with the error's status; what is not ours becomes a fixed text, its details go to the log."""
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            self.end("CANCELLED", context)
+            # Nobody reads what is set on its context, and that of a stream that was dropped may be gone: touching it
+            # can crash the process.
+            self.end("CANCELLED", None)
             return
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]  # a stream's requests are read in a group of tasks
         if not isinstance(error, LikewiseError):
             log.error("unexpected error", method=self._method, request_id=self._id, exc_info=error)
             error = Internal(f"internal error; the server's log has the details under request id {self._id}")

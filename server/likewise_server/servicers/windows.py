@@ -46,22 +46,39 @@ async def until(requests: AsyncIterator[Request], draining: asyncio.Event) -> As
 
 
 async def as_ready(
-    requests: AsyncIterator[Request], handle: Callable[[Request], Awaitable[Reply]], window: int
+    requests: AsyncIterator[Request],
+    handle: Callable[[Request], Awaitable[Reply]],
+    window: int,
+    weigh: Callable[[Request], int],
+    most: int,
 ) -> AsyncIterator[Reply]:
-    """Yield handle(request) for each request as each is done, at most `window` at once."""
+    """Yield handle(request) for each request as each is done, at most `window` at once.
+
+    Requests under way weigh `most` together, or there is only one.
+    """
     room = asyncio.Semaphore(window)
     done: asyncio.Queue[object] = asyncio.Queue()
+    held, lighter = 0, asyncio.Event()
 
-    async def one(request: Request) -> None:
+    async def one(request: Request, weight: int) -> None:
+        nonlocal held
         try:
             done.put_nowait(await handle(request))
         except Exception as error:  # noqa: BLE001  # raised again in the reader below
             done.put_nowait(_Failure(error))
+        held -= weight
+        lighter.set()
 
     async def read(group: asyncio.TaskGroup) -> None:
+        nonlocal held
         async for request in requests:
             await room.acquire()
-            group.create_task(one(request))
+            weight = weigh(request)
+            while held and held + weight > most:
+                lighter.clear()
+                await lighter.wait()
+            held += weight
+            group.create_task(one(request, weight))
 
     async def read_all() -> None:
         try:

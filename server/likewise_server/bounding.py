@@ -1,0 +1,65 @@
+"""Files whose parts are small, but too many: what their formats allow, and what takes a reader minutes."""
+
+from __future__ import annotations
+
+import io
+import re
+
+from likewise_server.errors import InvalidArgument
+
+# Steps in which a file is read before its first pixel, and from there on. Pillow takes three for a chunk of a PNG, four
+# for a segment of a JPEG; each costs some microseconds, and the lock that every thread wants.
+MOST_TO_OPEN = 5_000
+MOST_READS = 200_000
+# Where Pillow decodes in Python, byte by byte or run by run: QOI, and BMP with run lengths. Some seconds' worth.
+MOST_BY_BYTE = 2_000_000
+BY_BYTE = frozenset({"QOI", "BMP", "DIB"})
+# Passes over all pixels of one JPEG. Those of real files are about ten, and libtiff draws the line here too.
+MOST_SCANS = 100
+# Pillow puts the EXIF of a JPEG together piece by piece, copying what it has each time. Real files have one piece.
+MOST_EXIF = 100
+
+_EXIF, _SCAN = b"Exif\0\0", b"\xff\xda"
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # leaves out what stands for itself in a scan: stuffing, restarts
+_START, _END, _SCANS = 0xD8, 0xD9, 0xDA
+TOO_MANY = "the image has too many {}: save it anew with an ordinary program"
+
+
+class Bounded(io.BytesIO):
+    """An encoded image that can be read in so many steps, and no more."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = MOST_TO_OPEN
+
+    def opened(self, form: str | None) -> None:
+        """Let the pixels be read as well, of a file in what Pillow calls a `format`."""
+        self._left += MOST_BY_BYTE if form in BY_BYTE else MOST_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as any file does. Raises InvalidArgument after too many times."""
+        self._left -= 1
+        if self._left < 0:
+            raise InvalidArgument(TOO_MANY.format("parts"))
+        return super().read(size)
+
+
+def check_jpeg(data: bytes) -> None:
+    """Raise InvalidArgument for a JPEG that libjpeg would pass over too often, or whose EXIF is in too many pieces."""
+    if data.count(_EXIF) > MOST_EXIF:
+        raise InvalidArgument(TOO_MANY.format("pieces of EXIF"))
+    # What follows a picture in its file, such as a film, may hold the two bytes by chance.
+    if data.count(_SCAN) > MOST_SCANS and _scans(data) > MOST_SCANS:
+        raise InvalidArgument(TOO_MANY.format("scans"))
+
+
+def _scans(data: bytes) -> int:
+    """Return how many scans there are up to the end of the picture; stops counting past MOST_SCANS."""
+    at = found = 0
+    while found <= MOST_SCANS and (match := _MARKER.search(data, at)):
+        marker, at = data[match.end() - 1], match.end()
+        if marker == _END:
+            break
+        found += marker == _SCANS
+        at += 0 if marker == _START else int.from_bytes(data[at : at + 2])
+    return found
