@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [
     *([name] for name in ("serve", "tune", "demo", "index", "embed", "search", "classify", "backbones", "info")),
     ["backbones", "rank"],
+    *([name] for name in ("distill", "finetune")),
     *(["collections", name] for name in ("list", "create", "update", "info", "duplicates", "delete", "export")),
     *(["collections", name] for name in ("backup", "restore", "fsck")),
     *(["heads", name] for name in ("train", "update", "list", "eval", "delete")),

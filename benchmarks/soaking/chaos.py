@@ -21,7 +21,8 @@ from common.processes import PROC, rss_bytes
 from common.server import LikewiseServer
 from likewise import AsyncClient
 from likewise.collection import AsyncCollection
-from soaking.model import DIM, Float32, Model, Stored, vector_of, wrong_hits
+from likewise.errors import LikewiseError
+from soaking.model import DIM, UNKNOWN, Float32, Model, Stored, vector_of, wrong_hits
 from soaking.worker import IDS, LABELS, PICTURES, Known, Worker, alike
 
 MIB = 2**20
@@ -104,7 +105,7 @@ class Soak:
         steady = minutes * 60 * STEADY
         ends = time.monotonic() + steady
         await asyncio.sleep(steady * WARM_UP)
-        while time.monotonic() < ends:
+        while not self.rss or time.monotonic() < ends:
             rss, handles = self.victim.readings()
             self.rss.append(rss)
             self.handles.append(handles)
@@ -117,6 +118,14 @@ class Soak:
         for worker in self.workers:
             await worker.idle.wait()
         self.checks += 1
+        try:
+            await self._compare()
+        except LikewiseError as error:
+            self.wrong.append(f"check: {error!r}")
+        total = self.known.done.total()
+        print(f"{self.checks:4d} checks  {total:7d} operations  {self.victim.kills:3d} kills", file=sys.stderr)
+
+    async def _compare(self) -> None:
         points, pictures = await self.client.collection("points"), await self.client.collection("pictures")
         rows = await self._settled(points, self.known.points, exact=True)
         await self._settled(pictures, self.known.pictures, exact=False)
@@ -129,8 +138,6 @@ class Soak:
             self.known.scratch[name] = {name in there}
         for collection in (points, pictures):
             self.wrong += [f"check: {problem}" for problem in (await collection.check()).problems]
-        total = self.known.done.total()
-        print(f"{self.checks:4d} checks  {total:7d} operations  {self.victim.kills:3d} kills", file=sys.stderr)
 
     async def _settled(self, collection: AsyncCollection, model: Model, *, exact: bool) -> dict[str, Any]:
         """Return the items by id, after comparing them with the model."""
@@ -145,14 +152,14 @@ class Soak:
         return items
 
     def _number(self, vector: Float32 | None, model: Model, item_id: str, *, exact: bool) -> int:
-        """Return which of the vectors that an item may have it has, -1 for another one."""
+        """Return which of the vectors that an item may have it has, UNKNOWN for another one."""
         for number in model.numbers(item_id):
             expected = vector_of(number) if exact else self.known.vectors[number]
             if vector is not None and (
                 np.array_equal(vector, expected) if exact else alike(vector[np.newaxis], expected[np.newaxis])
             ):
                 return number
-        return -1
+        return UNKNOWN
 
     async def _searches(self, points: AsyncCollection, items: dict[str, Any]) -> None:
         for where in ("", *(f"label = '{label}'" for label in LABELS)):

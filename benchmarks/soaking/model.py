@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DIM = 32
+UNKNOWN = -1  # the number of a vector that an item should not have
 CLOSE = 1e-4  # by which scores and the vectors of pictures may differ
 
 Float32: TypeAlias = NDArray[np.float32]
@@ -49,15 +50,16 @@ class Model:
 
     def known(self, prefix: str) -> dict[str, State]:
         """Return the items with ids that begin so, of which there is no doubt."""
+        sure = {item_id: next(iter(states)) for item_id, states in self._possible.items() if len(states) == 1}
         return {
-            item_id: next(iter(states))
-            for item_id, states in self._possible.items()
-            if len(states) == 1 and item_id.startswith(prefix)
+            item_id: state
+            for item_id, state in sure.items()
+            if item_id.startswith(prefix) and (state is None or state.number != UNKNOWN)
         }
 
     def numbers(self, item_id: str) -> set[int]:
         """Return the numbers of the vectors that an item may have."""
-        return {state.number for state in self._possible.get(item_id, ()) if state}
+        return {state.number for state in self._possible.get(item_id, ()) if state and state.number != UNKNOWN}
 
     def settle(self, found: Mapping[str, Stored]) -> dict[str, list[str]]:
         """Compare with what there is, which from now on is the truth; return what is lost, risen again or changed."""

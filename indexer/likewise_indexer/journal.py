@@ -155,20 +155,25 @@ class Journal:
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
                 raise FailedPrecondition(f"another run is using the journal {self.path}: wait for it to end") from error
-            raise self._damaged(error) from error
+            raise self._unusable(error) from error
         if version != FORMAT:
             raise FailedPrecondition(f"{self.path} is a journal of another version: give another --journal")
 
     @contextmanager
     def _using(self) -> Iterator[None]:
-        """Have the file for one thread; raises FailedPrecondition where it turns out to be damaged."""
+        """Have the file for one thread; raises FailedPrecondition where it is damaged or the disk is full."""
         with self._lock:
             try:
                 yield
             except sqlite3.DatabaseError as error:
-                raise self._damaged(error) from error
+                raise self._unusable(error) from error
 
-    def _damaged(self, error: sqlite3.DatabaseError) -> FailedPrecondition:
+    def _unusable(self, error: sqlite3.DatabaseError) -> FailedPrecondition:
+        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            return FailedPrecondition(
+                f"the journal {self.path} could not be written: {error}. Look for room on its disk and run again: what"
+                " the server has is not embedded again."
+            )
         return FailedPrecondition(
             f"{self.path} cannot be used as a journal: {error}. Remove it, or give another --journal: a run without one"
             " looks at everything, and the server embeds again only what it does not have."
@@ -198,7 +203,10 @@ class _Transaction:
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        if kind is None:
+            self._db.execute("COMMIT")
+        elif self._db.in_transaction:  # a full disk has rolled it back already
+            self._db.execute("ROLLBACK")
 
 
 def _pages(ids: Sequence[str]) -> Iterator[Sequence[str]]:

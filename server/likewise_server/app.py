@@ -181,6 +181,8 @@ def _engine(settings: Settings, backbones: dict[str, Backbone], store: Store, me
         sizes=Sizes(
             max_batch=settings.max_batch,
             decode_threads=settings.decode_threads or os.cpu_count() or 1,
+            decode_in=settings.decode_in,
+            decode_timeout_s=settings.decode_timeout_s,
             queue_items=settings.queue_items,
             queue_bytes=settings.queue_bytes,
             queue_pixels=settings.queue_pixels,

@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     grace_s: float = Field(10.0, ge=0, description="seconds that accepted work gets at shutdown")
     max_batch: int = Field(32, ge=1, le=1024, description="images in one forward pass")
     decode_threads: int = Field(0, ge=0, le=256, description="threads that decode images; 0: one per core")
+    decode_in: Literal["threads", "processes"] = Field(
+        "threads", description="decode in this process, or in one for each thread, which a picture may crash"
+    )
+    decode_timeout_s: float = Field(30.0, gt=0, description="seconds that a picture may take to decode in a process")
     max_message_bytes: int = Field(64 * MIB, ge=MIB, description="largest gRPC message, either way")
     max_items: int = Field(1024, ge=1, description="images, vectors, ids or queries in one message")
     max_image_bytes: int = Field(32 * MIB, ge=1, description="largest encoded image")

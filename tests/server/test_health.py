@@ -124,7 +124,7 @@ async def test_work_that_hangs_and_goes_on(
         if where == "device":
             monkeypatch.setattr(Backbone, "launch", held)
         else:
-            held.at_once = 1  # type: ignore[attr-defined]
+            held.at_once, held.close = 1, decode.close  # type: ignore[attr-defined]
             monkeypatch.setattr(decoders, "_decode", held)
         embedding = asyncio.create_task(server.embed())
         await server.comes_to(NO_EMBEDDING)

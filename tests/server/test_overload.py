@@ -39,7 +39,7 @@ def hold(running: app.Running) -> Valve:
         valve.pass_through()
         return decode(*arguments)
 
-    held.at_once = 1  # type: ignore[attr-defined]
+    held.at_once, held.close = 1, decode.close  # type: ignore[attr-defined]
     decoders._decode = held
     valve.shut()
     return valve

@@ -90,6 +90,9 @@ class FakeDecode:
         del how
         return [self._looks(self._one(data), views) for data in images]
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def _looks(self, made: NDArray[np.uint8] | LikewiseError, views: Views) -> NDArray[np.uint8] | LikewiseError:
         return made if isinstance(made, LikewiseError) or not views else np.stack([made] * LOOKS[views])
 

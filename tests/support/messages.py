@@ -127,10 +127,9 @@ class Maker:
             joint = self._rng.choice((" and ", " or "))
             return "(" + joint.join(self._term(depth - 1) for _ in range(self._rng.randrange(1, 4))) + ")"
         text = "'" + self._rng.choice(NAMES[:40]).replace("'", "''") + "'"
-        return self._rng.choice(
-            (f"label = {text}", f"id != {text}", f"`{text[1:9]}` like {text}", f"n in (1, 2.5, {text}, true)")
-            + ("n < 3", "exists(n)", "not n is null", "label is not null", f"uri >= {text}", "n = 99999999999999999999")
-        )
+        about = (f"label = {text}", f"id != {text}", f"`{text[1:9]}` like {text}", f"n in (1, 2.5, {text}, true)")
+        plain = ("n < 3", "exists(n)", "not n is null", "label is not null", f"uri >= {text}", f"n = {'9' * 20}")
+        return self._rng.choice((*about, *plain))
 
     def _bytes(self, field: FieldDescriptor) -> bytes:
         """Return a picture, a vector of three numbers, or noise."""

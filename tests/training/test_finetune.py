@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from likewise import Client
+from likewise import AsyncClient
 from likewise_server.backbones import registry, tiny_loader
 from likewise_server.errors import FailedPrecondition, NotFound
 from likewise_training.student import Student
 from support.backbones import OTHER, write_weights
 from support.pictures import digit_images
-from support.server import start_server
+from support.server import serving
 from support.training import Run, write_digits
 
 CPU = torch.device("cpu")
@@ -59,29 +59,29 @@ def test_the_backbones_own_features_can_hold_it_back(finetune: Run, digits: Path
     assert moved("held", feature=100.0) < 0.9 * moved("free")
 
 
-def test_a_server_serves_what_was_made(finetune: Run, tmp_path: Path) -> None:
+async def test_a_server_serves_what_was_made(finetune: Run, tmp_path: Path) -> None:
     data = write_digits(tmp_path / "seen", 10, 3)
     report = finetune(data, steps=6, test=str(data), augment="strong", flip=False)
     assert report.test.keys() == {"before", "after"}
-    options = ["--backbone", "mine", "--backbone", "likewise-tiny", "--weights-dir", str(tmp_path / "weights")]
+    served = {"backbone": ["mine", "likewise-tiny"], "weights_dir": tmp_path / "weights"}
     images, labels = digit_images(12, 4)
-    with (
-        start_server(tmp_path / "data", *options, "--precision", "fp32") as running,
-        Client(running.address) as client,
+    async with (
+        serving(tmp_path / "data", **served) as running,
+        AsyncClient(f"127.0.0.1:{running.port}") as client,
     ):
-        made, bundled = client.embed(images[:4]), client.embed(images[:4], backbone="likewise-tiny")
-        assert made.fingerprint == report.fingerprint != bundled.fingerprint
-        assert made.vectors.shape == (4, 512)
-        assert not np.allclose(made.vectors, bundled.vectors)
-        taught = client.create_collection("digits")
-        taught.add(images, labels=labels, ids=[str(n) for n in range(len(images))])
-        head = taught.train_head("which", kind="ncm")
-        assert head.metrics.accuracy is not None
-        assert head.metrics.accuracy > 0.5
-        assert running.stop() == 0
-    # The vectors served are those of the weights in the file.
-    network = registry.network("mine", tmp_path / "weights")
-    state = load_file(report.weights)
+        made, bundled = await client.embed(images[:4]), await client.embed(images[:4], backbone="likewise-tiny")
+        taught = await client.create_collection("digits")
+        await taught.add(images, labels=labels, ids=[str(n) for n in range(len(images))])
+        head = await taught.train_head("which", kind="ncm")
+    assert made.fingerprint != bundled.fingerprint
+    assert made.vectors.shape == (4, 512)
+    assert not np.allclose(made.vectors, bundled.vectors)
+    assert head.metrics.accuracy is not None
+    assert head.metrics.accuracy > 0.5
+    # What is served are the weights in the file, and the report names their space.
+    loaded = registry.load("mine", weights_dir=tmp_path / "weights", device=CPU, precision="fp32")
+    assert loaded.fingerprint(loaded.ref()) == report.fingerprint == made.fingerprint
+    network, state = registry.network("mine", tmp_path / "weights"), load_file(report.weights)
     assert all(torch.equal(value, state[key]) for key, value in network.module.state_dict().items())
 
 

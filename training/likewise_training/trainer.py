@@ -168,7 +168,7 @@ class Trainer(Generic[S, B]):
         self.scores[self.step] = self._score(self.average)
         if self.step == self.best_step and self.step:
             self.best = {name: value.clone() for name, value in self.average.state_dict().items()}
-        elif self.stale and self.stale % max(1, self.schedule.patience // 3) == 0:
+        elif self.stale and self.stale % (self.schedule.patience // 3 or 1) == 0:
             self._falls += 1
 
     def _log(self, rate: float, parts: Mapping[str, float]) -> None:

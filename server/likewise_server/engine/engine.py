@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -25,6 +26,7 @@ from likewise_server.images import Decoding, ImageLimits, guard
 from likewise_server.pipeline.batcher import Batcher
 from likewise_server.pipeline.cache import EmbeddingCache
 from likewise_server.pipeline.decoders import CpuDecode, Decode, GpuDecode
+from likewise_server.pipeline.isolation import IsolatedDecode
 from likewise_server.pipeline.observer import Observer
 from likewise_server.store.types import Store
 
@@ -81,6 +83,8 @@ class Sizes:
 
     max_batch: int = 32
     decode_threads: int = 1
+    decode_in: Literal["threads", "processes"] = "threads"
+    decode_timeout_s: float = 30.0
     queue_items: int = 4096
     queue_bytes: int = 512 * 2**20
     queue_pixels: int = 4_000_000_000
@@ -106,7 +110,7 @@ def build(
     threadpool_limits(1, user_api="blas")
     devices = [str(replica.device) for replica in next(iter(backbones.values())).replicas]
     batcher = Batcher(
-        _decode(decoding, limits, next(iter(backbones.values())).replicas[0].device),
+        _decode(decoding, limits, next(iter(backbones.values())).replicas[0].device, sizes),
         devices=devices,
         max_batch=sizes.max_batch,
         decode_threads=sizes.decode_threads,
@@ -138,8 +142,12 @@ def build(
     )
 
 
-def _decode(decoding: Decoding, limits: ImageLimits, device: torch.device) -> Decode:
-    """Return what decodes. Raises InvalidArgument for nvJPEG without a GPU."""
+def _decode(decoding: Decoding, limits: ImageLimits, device: torch.device, sizes: Sizes) -> Decode:
+    """Return what decodes. Raises InvalidArgument for nvJPEG without a GPU, or in processes."""
+    if sizes.decode_in == "processes":
+        if decoding == "nvjpeg":
+            raise InvalidArgument("decoding=nvjpeg is done on the GPU, by this process: leave decode_in at threads")
+        return IsolatedDecode(limits, decoding, workers=sizes.decode_threads, timeout_s=sizes.decode_timeout_s)
     if decoding != "nvjpeg":
         return CpuDecode(limits, decoding)
     if device.type != "cuda":

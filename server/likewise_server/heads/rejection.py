@@ -32,7 +32,7 @@ _UNMEASURED, _UNMEASURED_MOST = 0.5, 0.95
 # The same picture saved again must never be new.
 _LEAST = 0.02
 _LIKENESS_SHARE = 1 / 3
-# More supports than this narrow no rate worth having, and the likeness of a thousand is as good as that of more.
+# More supports than this narrow no rate worth having, and the likeness would take time that grows with their cube.
 MAX_MEASURED = 1000
 _CHUNK = 1024
 

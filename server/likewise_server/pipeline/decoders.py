@@ -38,6 +38,9 @@ class Decode(Protocol):
     ) -> Sequence[Pixels | LikewiseError]:
         """Return the pixels, or what is wrong, for each image; with `views`, those of all looks at it in a stack."""
 
+    def close(self) -> None:
+        """Let go of what it has, when nobody calls any more."""
+
 
 class CpuDecode:
     """libjpeg-turbo and Pillow, one image at a time."""
@@ -57,6 +60,9 @@ class CpuDecode:
         except LikewiseError as error:
             return error
 
+    def close(self) -> None:
+        """See Decode."""
+
 
 class GpuDecode:
     """nvJPEG on the first GPU, in batches; what it refuses goes the CPU's way, image by image."""
@@ -69,6 +75,9 @@ class GpuDecode:
     def __call__(self, images: Sequence[bytes], how: Preprocessing, views: Views) -> Sequence[Pixels | LikewiseError]:
         """See Decode."""
         return self._decoder.decode_many(images, how, self._limits, views)
+
+    def close(self) -> None:
+        """See Decode."""
 
 
 class Decoders:
@@ -96,6 +105,7 @@ class Decoders:
         """Wait until the threads have ended, after the queues were closed."""
         for thread in self._threads:
             thread.join()
+        self._decode.close()
 
     def _run(self) -> None:
         # Each resize is small, and its neighbours run at the same time: no pool of threads under each.

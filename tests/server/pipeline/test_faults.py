@@ -166,7 +166,7 @@ async def test_a_decode_thread_that_dies_answers_its_image_and_begins_again(rig:
     rig.decode.dies = False
     assert await ask(batcher, fake, 2) == [2]
     assert batcher.alive()
-    assert batcher.queues.stalled() == 0
+    await until(lambda: batcher.queues.stalled() == 0)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])

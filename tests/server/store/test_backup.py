@@ -233,7 +233,7 @@ def test_a_backup_beside_a_server_that_is_written_to_is_of_one_moment(tmp_path: 
 
 def test_a_backup_does_not_stop_writes(tmp_path: Path, data: Path) -> None:
     with EmbeddedStore(data) as store:
-        written = []
+        written: list[object] = []
 
         def write(_done: int, _total: int) -> None:
             item = NewItem(f"during {len(written)}", np.ones(4, np.float32))
