@@ -146,7 +146,7 @@ def test_the_secret_of_another_token_does_not_do(guarded: Guarded) -> None:
 def test_what_is_refused_is_not_read(guarded: Guarded) -> None:
     """Bytes that are no message, and more of them than a message may have: had they been read, that would show."""
     garbage, huge = b"\xff" * 100, bytes(80 * 2**20)
-    assert ask(guarded.channel, EMBED, garbage, token=guarded.secrets["embed"]).code == "UNKNOWN"
+    assert ask(guarded.channel, EMBED, garbage, token=guarded.secrets["embed"]).code == "INVALID_ARGUMENT"
     assert ask(guarded.channel, EMBED, huge, token=guarded.secrets["embed"]).code == "RESOURCE_EXHAUSTED"
     for payload in (garbage, huge):
         assert ask(guarded.channel, EMBED, payload).code == "UNAUTHENTICATED"

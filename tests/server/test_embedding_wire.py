@@ -42,6 +42,9 @@ class Held:
         self.valve.pass_through()
         return self._decode(images, how, views)
 
+    def close(self) -> None:
+        self._decode.close()
+
     @property
     def admission(self) -> Any:
         return self.running.engine.embedder.admission

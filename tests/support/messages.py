@@ -92,7 +92,8 @@ class Maker:
         if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
             return rng.random() < 0.5
         if field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
-            return rng.choice((99, -1, 2**31 - 1)) if self._odd() else rng.randrange(len(field.enum_type.values))
+            known = len(field.enum_type.values) if field.enum_type else 1
+            return rng.choice((99, -1, 2**31 - 1)) if self._odd() else rng.randrange(known)
         if field.cpp_type in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
             return rng.choice(FLOATS) if self._odd() else rng.random()
         return self._number(field)
@@ -101,8 +102,8 @@ class Maker:
         bits = 32 if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 64
         value = self._rng.choice(NUMBERS) if self._odd() else CALM.get(field.name, self._rng.randrange(4))
         if field.cpp_type in (field.CPPTYPE_UINT32, field.CPPTYPE_UINT64):
-            return value % 2**bits
-        return (value + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
+            return int(value % 2**bits)
+        return int((value + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1))
 
     def _text(self, field: FieldDescriptor) -> str:
         if "where" in field.name:
