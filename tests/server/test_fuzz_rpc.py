@@ -127,7 +127,10 @@ def prepare(channel: grpc.Channel, name: str, content: str) -> None:
     stub: Any = CollectionServiceStub(channel)
     heads: Any = HeadServiceStub(channel)
     ask(channel, f"/{CPB}/DeleteCollection", cpb.DeleteCollectionRequest(name=name).SerializeToString())
-    stub.CreateCollection(cpb.CreateCollectionRequest(name=name, dim=0 if content == "image" else 3))
+    request = cpb.CreateCollectionRequest(name=name)
+    if content == "vector":
+        request.dim = 3
+    stub.CreateCollection(request)
     items = [
         *[_item(f"a{i}", (1, i / 9, 0), "cat") for i in range(5)],
         *[_item(f"b{i}", (0, i / 9, 1), "dog") for i in range(5)],

@@ -69,8 +69,7 @@ class IsolatedDecode:
         except (OSError, EOFError) as error:
             slow = isinstance(error, TimeoutError)
             ended = worker.end(0.0 if slow else CRASH_S)
-            # First of all: without its replacement, each thread that lost one would have none.
-            self._idle.appendleft(_Worker(self._limits, self._decoding))
+            self._idle.appendleft(self._replaced(worker))
             log.warning(
                 "a decoding process was lost",
                 pid=worker.pid,
@@ -82,6 +81,13 @@ class IsolatedDecode:
             return _lost(worker, ended, self._timeout_s if slow else None)
         self._idle.append(worker)
         return found
+
+    def _replaced(self, worker: _Worker) -> _Worker:
+        try:
+            return _Worker(self._limits, self._decoding)
+        except OSError:
+            log.exception("no decoding process can be started")
+            return worker  # whose turn comes again: it fails at once, and another one is tried
 
     def close(self) -> None:
         """End the processes. Nobody may be calling."""
@@ -118,9 +124,9 @@ class _Worker:
         if not self.started:
             self._answer(START_S)
             self.started = True
+        self._socket.settimeout(timeout_s)
         self._memory[: len(data)] = data
         asked = {"bytes": len(data), "how": asdict(how), "views": views}
-        self._socket.settimeout(timeout_s)
         self._socket.sendall(json.dumps(asked).encode() + b"\n")
         answer = self._answer(timeout_s)
         if "error" in answer:
