@@ -39,7 +39,7 @@ def lw(fenced: ServerProcess) -> Iterator[Client]:
 
 
 def is_name(name: str) -> bool:
-    """Say what docs/hostile-input.md says of names of collections and heads."""
+    """Say what docs/security.md says of names of collections and heads."""
     return 1 <= len(name) <= 128 and not any(unicodedata.category(c) in ("Cc", "Cs") for c in name)
 
 

@@ -132,7 +132,7 @@ class TestClocks:
         assert alone.forward_ms > 0
 
     def test_both_at_once_goes_through_the_pipeline(self, tiny: Backbone, pictures: Pictures) -> None:
-        work = measure.both_rate(pictures.data, tiny, LIMITS, max_batch=4, decode_threads=2, seconds=0.3)
+        work = measure.both_rate(pictures.data, tiny, LIMITS, max_batch=4, decode_threads=2, seconds=0.001)
         assert asyncio.run(work) > 0
 
     def test_a_picture_that_fails_ends_the_measuring(self, tiny: Backbone) -> None:

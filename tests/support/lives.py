@@ -268,6 +268,8 @@ def check(store: Store, possible: Iterable[World]) -> World:
     for name, there in world.collections.items():
         check_search(there.items, store.search(name, queries, 200), queries, 200)
     damaged = store.fsck(repair=True).problems
-    assert all("its contents are not what was written" in problem for problem in damaged), damaged
+    # A bad segment, or what is missing while one that was set aside is not built anew yet: derived, both.
+    derived = ("its contents are not what was written", "the segments lack rows of the database")
+    assert all(any(each in problem for each in derived) for problem in damaged), damaged
     assert store.fsck().problems == []
     return world
