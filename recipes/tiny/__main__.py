@@ -1,6 +1,6 @@
 """The whole recipe: views and teachers' features, training, figures, and with them the package and its card.
 
-python -m recipes.tiny --work /tmp/tiny
+python -m recipes.tiny --work build/tiny
 
 With --quick, a few steps on few pictures, to see that it runs; nothing is packaged.
 """

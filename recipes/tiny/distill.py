@@ -1,6 +1,6 @@
 """Distil likewise-tiny from random weights: cosine to its teachers' targets, and their similarities.
 
-python -m recipes.tiny.distill --cache /tmp/tiny --run /tmp/tiny-run --minutes 60
+python -m recipes.tiny.distill --cache build/tiny --run build/tiny-run --minutes 60
 
 The run folder keeps `checkpoint.pt`, written whole or not at all; the same command goes on from it after any
 kill. With --steps the schedule counts steps, and a resumed run gives the weights of an unbroken one; with

@@ -1,6 +1,6 @@
 """Put a run's weights into the package, with a card of facts and measured figures beside them.
 
-python -m recipes.tiny.package --run /tmp/tiny-run --figures figures.json
+python -m recipes.tiny.package --run build/tiny-run --figures figures.json
 """
 
 import argparse

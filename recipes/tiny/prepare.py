@@ -1,6 +1,6 @@
 """Make the training views and the teachers' features of them once, in chunks that survive a kill.
 
-python -m recipes.tiny.prepare --cache /tmp/tiny
+python -m recipes.tiny.prepare --cache build/tiny
 """
 
 import argparse
