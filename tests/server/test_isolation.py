@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -62,10 +61,11 @@ def outcome(found: object) -> object:
     return (type(found).__name__, str(found)) if isinstance(found, LikewiseError) else np.asarray(found).tobytes()
 
 
-def children() -> set[int]:
-    """The processes that this one has started and that run."""
-    task = Path(f"/proc/{os.getpid()}/task")
-    return {int(pid) for each in task.iterdir() for pid in (each / "children").read_text().split()}
+def children_of(parent: int, word: str = "") -> set[int]:
+    """The processes that this one has started and that run, those with the word in their command."""
+    tasks = Path(f"/proc/{parent}/task")
+    found = {int(pid) for each in tasks.iterdir() for pid in (each / "children").read_text().split()}
+    return {pid for pid in found if word in Path(f"/proc/{pid}/cmdline").read_text()}
 
 
 def test_processes_give_what_threads_give(isolated: Making) -> None:
@@ -91,13 +91,13 @@ def test_a_crash_a_bug_and_a_hang_cost_one_image_and_one_process_each(isolated: 
         (RAISE, "crashed its decoder"),
         (HANG, "took over 4 s"),
     ):
-        before = children()
+        before = children_of(os.getpid())
         found, lost = decode([good, good + mark], HOW, "")
         assert outcome(found) == expected
         assert isinstance(lost, InvalidArgument)
         assert message in lost.message
-        assert len(children() - before) == 1
-        assert len(children()) == len(before)
+        assert len(children_of(os.getpid()) - before) == 1
+        assert len(children_of(os.getpid())) == len(before)
     assert outcome(decode([good], HOW, "")[0]) == expected
 
 
@@ -113,23 +113,17 @@ def test_a_process_that_does_not_start_is_nobodys_picture(isolated: Making, monk
 
 
 def test_processes_end_when_asked_and_with_whoever_started_them(isolated: Making, tmp_path: Path) -> None:
-    before = children()
+    before = children_of(os.getpid())
     decode = isolated(workers=2)
-    started = children() - before
+    started = children_of(os.getpid()) - before
     assert len(started) == 2
     decode.close()
-    assert not started & children()
+    assert not started & children_of(os.getpid())
     with start_server(tmp_path / "data", "--set", "decode_in=processes", "--set", "decode_threads=1") as server:
-        workers = _workers_of(server.process.pid)
+        workers = children_of(server.process.pid, "pipeline.isolated")
         assert len(workers) == 1
         server.kill()
         _gone(workers)
-
-
-def _workers_of(parent: int) -> set[int]:
-    found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = (line.split(maxsplit=2) for line in found.splitlines()[1:])
-    return {int(pid) for pid, ppid, command in rows if int(ppid) == parent and "pipeline.isolated" in command}
 
 
 def _gone(pids: set[int]) -> None:
@@ -163,14 +157,10 @@ async def test_a_server_goes_on_when_pictures_crash_its_decoders(tmp_path: Path)
         expected = np.frombuffer(plain.vectors.data, "<f4").reshape(4, -1)
         np.testing.assert_allclose(rows[[0, 2, 3, 4]], expected, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(np.frombuffer(other.vectors.data, "<f4"), expected[3], rtol=1e-3, atol=1e-4)
-        os.kill(next(iter(children() & _children_with("support.planted"))), signal.SIGKILL)  # and one by someone else
+        os.kill(next(iter(children_of(os.getpid(), "support.planted"))), signal.SIGKILL)  # and one by someone else
         for _ in range(2):
             again = await embedding.Embed(
                 epb.EmbedRequest(images=[pb.Image(data=data) for data in good]), timeout=PATIENCE_S
             )
             assert len(again.errors) <= 1  # what the one that was killed had in hand, if anything
         assert not again.errors
-
-
-def _children_with(word: str) -> set[int]:
-    return {pid for pid in children() if word in Path(f"/proc/{pid}/cmdline").read_text()}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
 
 from likewise_proto.v1 import collection_pb2, embedding_pb2, head_pb2
+
+WRITTEN_S = 30.0  # for a line of the audit log, which is written behind the answer
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,12 @@ def rpcs() -> Iterator[tuple[str, MethodDescriptor]]:
         for service in module.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 yield f"/{service.full_name}/{method.name}", method
+
+
+def written(path: Path, text: str) -> str:
+    """Wait until the file has the text; return all that it has."""
+    end = time.monotonic() + WRITTEN_S
+    while text not in (found := path.read_text()):
+        assert time.monotonic() < end, f"{text} is not written: {found}"
+        time.sleep(0.05)
+    return found
