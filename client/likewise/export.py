@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def writer_for(path: Path, info: CollectionInfo) -> Iterator[Write]:
     try:
         with writers[path.suffix](partial, info, path) as write:
             yield write
-        partial.replace(path)
+        _take_name(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -98,9 +99,16 @@ def _npy(partial: Path, info: CollectionInfo, path: Path) -> Iterator[Write]:
             header()
             if matrix.tell() != start:
                 raise AssertionError("the .npy header changed its size")
-        lines.replace(beside)
+        _take_name(lines, beside)
     finally:
         lines.unlink(missing_ok=True)
+
+
+def _take_name(partial: Path, path: Path) -> None:
+    """Rename what is complete; it is on the disk before its name says so."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _vector(item: Item) -> np.ndarray[Any, np.dtype[np.float32]]:

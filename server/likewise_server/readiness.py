@@ -11,10 +11,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from likewise_server.engine.engine import Engine
 from likewise_server.engine.health import Condition
+from likewise_server.servicers.context import Context
 
 log = structlog.get_logger()
 
 PERIOD_S = 1.0
+LAST_WORD_S = 0.5  # for those who watch to be told that nothing serves any more
 EMBEDDING = "likewise.v1.EmbeddingService"
 COLLECTIONS = "likewise.v1.CollectionService"
 HEADS = "likewise.v1.HeadService"
@@ -26,7 +28,7 @@ class Readiness:
 
     def __init__(self, server: grpc.aio.Server, engine: Engine) -> None:
         self._engine = engine
-        self._servicer = health.aio.HealthServicer()
+        self._servicer = _EndingWatches()
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
         self._told: dict[str, str] = {}  # services to what is wrong with them
         self._task: asyncio.Task[None] | None = None
@@ -43,6 +45,7 @@ class Readiness:
         if self._task:
             self._task.cancel()
         await self._servicer.enter_graceful_shutdown()
+        self._servicer.ended.set()
         self._engine.health.close()
 
     async def _watch(self) -> None:
@@ -75,3 +78,24 @@ def _by_service(condition: Condition) -> dict[str, str]:
     """Return what is wrong with each service; the one without a name serves where all do."""
     embedding, store = (condition.lost or why for why in (condition.embedding, condition.store))
     return {EMBEDDING: embedding, COLLECTIONS: store, HEADS: store, "": embedding or store}
+
+
+class _EndingWatches(health.aio.HealthServicer):  # type: ignore[misc]  # it comes without types
+    """grpcio's, but a watch ends with the last word: one that stays open keeps a shutdown waiting in vain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = asyncio.Event()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        """Tell a service's state whenever it changes, until the server ends."""
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        ended = asyncio.ensure_future(self.ended.wait())
+        try:
+            await asyncio.wait({watching, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({watching}, timeout=LAST_WORD_S)
+            if watching.done():
+                watching.result()  # raises what ended it
+        finally:
+            watching.cancel()
+            ended.cancel()

@@ -25,9 +25,10 @@ from likewise_server.backbones import artifacts, compiling, registry
 from likewise_server.backbones.base import BackboneRef
 from likewise_server.engine import compiler
 from support.compiling import Compiled, needs_compiler
-from support.fakes import PATIENCE_S, until
+from support.fakes import until
 from support.pictures import photograph_jpegs
 from support.server import serving
+from support.waiting import PATIENCE_S
 
 MEASURED = {"cosine": 1.0, "best_batch": 8, "images_per_s": {"8": 1.0}, "seconds": 1.0}
 

@@ -27,9 +27,10 @@ from likewise_server.engine import health
 from likewise_server.pipeline import batcher, devices
 from likewise_server.readiness import COLLECTIONS, EMBEDDING, HEADS
 from likewise_server.store import schema
-from support.fakes import PATIENCE_S, Valve
+from support.fakes import Valve
 from support.pictures import photograph_jpegs
 from support.server import ServerProcess, serving, start_server
+from support.waiting import PATIENCE_S
 
 ALL = {"": True, EMBEDDING: True, COLLECTIONS: True, HEADS: True}
 NO_EMBEDDING = ALL | {"": False, EMBEDDING: False}

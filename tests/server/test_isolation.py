@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +27,7 @@ from likewise_server.pipeline.isolation import IsolatedDecode
 from support.pictures import photograph_jpegs, photographs, png
 from support.planted import CRASH, HANG, RAISE
 from support.server import serving, start_server
+from support.waiting import until
 
 LIMITS = ImageLimits(max_bytes=400_000, max_pixels=2_200_000)
 HOW = Preprocessing(resize=64, crop=64)
@@ -123,14 +123,8 @@ def test_processes_end_when_asked_and_with_whoever_started_them(isolated: Making
         workers = children_of(server.process.pid, "pipeline.isolated")
         assert len(workers) == 1
         server.kill()
-        _gone(workers)
-
-
-def _gone(pids: set[int]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < end, "a decoding process outlived the server"
-        time.sleep(0.05)
+        outlived = "a decoding process outlived the server"
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), outlived, within_s=PATIENCE_S)
 
 
 @pytest.mark.usefixtures("planted")

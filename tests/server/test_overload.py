@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,9 +22,11 @@ from likewise_server import app
 from likewise_server.servicers.windows import as_ready
 from likewise_server.store import NewItem, exact, maintenance, policy, shadow
 from likewise_server.store.embedded import EmbeddedStore
-from support.fakes import PATIENCE_S, Valve, until
+from support import waiting
+from support.fakes import Valve, until
 from support.pictures import photograph_jpegs
 from support.server import serving
+from support.waiting import PATIENCE_S
 
 DIM = 4
 
@@ -144,13 +145,6 @@ def fill(store: EmbeddedStore, first: int, count: int) -> None:
     store.upsert("c", [NewItem(f"{first + i}", row) for i, row in enumerate(rows)], fingerprint="f")
 
 
-def wait_until(condition: Any) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
 def test_a_segments_thread_that_dies_begins_again_and_builds(
     store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,10 +159,10 @@ def test_a_segments_thread_that_dies_begins_again_and_builds(
     with monkeypatch.context() as patch:
         patch.setattr(maintenance.Maintenance, "checkpoint", die)
         fill(store, 0, 60)
-        wait_until(lambda: deaths and store._maintenance._thread.deaths)
+        waiting.until(lambda: deaths and store._maintenance._thread.deaths)
     assert "likewise-segments died and begins again" in caplog.text
     fill(store, 1000, 60)
-    wait_until(lambda: store.get_collection("c").bytes_by_part["segments"])
+    waiting.until(lambda: store.get_collection("c").bytes_by_part["segments"])
     assert len(store.search("c", np.ones((1, DIM), np.float32), 200).hits[0]) == 120
 
 
@@ -191,7 +185,7 @@ def test_a_shadow_thread_that_dies_begins_again_and_looks(
     with monkeypatch.context() as patch:
         patch.setattr(shadow, "recall_of", die)
         offer()
-        wait_until(lambda: store._shadow._thread.deaths)
+        waiting.until(lambda: store._shadow._thread.deaths)
     assert "likewise-shadow died and begins again" in caplog.text
     recall_of = shadow.recall_of
 
@@ -201,7 +195,7 @@ def test_a_shadow_thread_that_dies_begins_again_and_looks(
 
     monkeypatch.setattr(shadow, "recall_of", watched)
     offer()
-    wait_until(lambda: looked)
+    waiting.until(lambda: looked)
     assert looked == [1.0]
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from likewise import Client, errors
 from likewise_proto.v1 import common_pb2 as pb
 from likewise_proto.v1 import embedding_pb2 as epb
 from likewise_proto.v1.embedding_pb2_grpc import EmbeddingServiceStub
-from support.fakes import PATIENCE_S
 from support.pictures import photograph_jpegs
 from support.server import ServerProcess, launch_server, start_server
+from support.waiting import PATIENCE_S, until
 
 DIM = 8
 # While there is a file `hold` beside the data, forwards wait; once there is one `break`, the device is lost.
@@ -57,13 +56,6 @@ class Slow:
             time.sleep(600)
 sys.meta_path.insert(0, Slow())
 """
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 @contextmanager
@@ -117,7 +109,7 @@ def test_under_load_it_is_not_ready_at_once_answers_what_it_accepted_and_loses_n
             for filler in fillers:
                 filler.join(PATIENCE_S)
                 assert not filler.is_alive(), "writes were refused"
-            told.cancel()
+            assert list(told) == [], "the watch ends of itself"
             (tmp_path / "hold").unlink()
             reply = future.result(PATIENCE_S)
             assert reply.vectors.rows == len(photograph_jpegs())
@@ -138,6 +130,18 @@ def test_work_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
             assert server.process.wait(PATIENCE_S) == 0
             assert future.exception(PATIENCE_S).code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
         assert "not everything has ended in time" in server.log.read_text()
+
+
+def test_those_who_watch_its_health_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    with (
+        start_server(tmp_path / "data", "--set", "grace_s=600") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        services = ("", "likewise.v1.HeadService", "unheard of")
+        watches = [health.Watch(health_pb2.HealthCheckRequest(service=service)) for service in services]
+        assert all(next(watch).status for watch in watches)
+        assert server.stop() == 0
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 
 from likewise_proto.v1 import collection_pb2, embedding_pb2, head_pb2
-
-WRITTEN_S = 30.0  # for a line of the audit log, which is written behind the answer
+from support.waiting import until
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,5 @@ def rpcs() -> Iterator[tuple[str, MethodDescriptor]]:
 
 def written(path: Path, text: str) -> str:
     """Wait until the file has the text; return all that it has."""
-    end = time.monotonic() + WRITTEN_S
-    while text not in (found := path.read_text()):
-        assert time.monotonic() < end, f"{text} is not written: {found}"
-        time.sleep(0.05)
-    return found
+    until(lambda: text in path.read_text(), f"{text} is not written")
+    return path.read_text()

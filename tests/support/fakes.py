@@ -19,8 +19,7 @@ from likewise_server.errors import InvalidArgument, LikewiseError
 from likewise_server.images import LOOKS, Preprocessing, Views
 from likewise_server.pipeline.batcher import Batcher
 from likewise_server.pipeline.jobs import Embedded
-
-PATIENCE_S = 30.0  # how long anything is waited for before a test fails
+from support.waiting import PATIENCE_S
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -13,7 +13,8 @@ import pytest
 from likewise_server.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from likewise_server.pipeline.devices import HOPELESS
 from likewise_server.pipeline.jobs import Embedded
-from support.fakes import BAD, PATIENCE_S, Rig, ask, asking, encoded, until
+from support.fakes import BAD, Rig, ask, asking, encoded, until
+from support.waiting import PATIENCE_S
 
 
 async def test_what_queues_during_a_forward_leaves_as_full_batches(rig: Rig) -> None:

@@ -14,9 +14,10 @@ import torch
 from likewise_server.backbones import registry
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.errors import Internal
-from support.fakes import PATIENCE_S, Rig, Valve, ask, asking, until
+from support.fakes import Rig, Valve, ask, asking, until
 from support.pictures import photograph_jpegs
 from support.server import serving
+from support.waiting import PATIENCE_S
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
