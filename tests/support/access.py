@@ -51,5 +51,5 @@ def rpcs() -> Iterator[tuple[str, MethodDescriptor]]:
 
 def written(path: Path, text: str) -> str:
     """Wait until the file has the text; return all that it has."""
-    until(lambda: text in path.read_text(), f"{text} is not written")
+    until(lambda: path.exists() and text in path.read_text(), f"{text} is not written")
     return path.read_text()
