@@ -25,7 +25,7 @@ from embedding.images import SHARED
 from likewise import Client
 
 if TYPE_CHECKING:
-    from likewise.results import AdaptationReport
+    from likewise.head_results import AdaptationReport
 
 KINDS = ("photo", "art_painting", "cartoon", "sketch")
 METHODS = ("center", "coral", "ot")

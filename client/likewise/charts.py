@@ -10,7 +10,7 @@ from html import escape
 
 import numpy as np
 
-from likewise.results import Evaluation, ReliabilityBin
+from likewise.head_results import Evaluation, ReliabilityBin
 
 MOST_CLASSES = 30  # that a matrix can show and stay legible
 MOST_COUNTS = 16  # classes up to which each cell has room for its number

@@ -9,7 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct, Value
 
-from likewise import results
+from likewise import head_results, results
 from likewise.errors import InvalidArgument, LikewiseError
 from likewise.results import Float32
 from likewise.transport import error_from
@@ -236,9 +236,9 @@ def _state(message: cpb.IndexState) -> results.IndexState:
     )
 
 
-def head_metrics(m: hpb.HeadMetrics) -> results.HeadMetrics:
+def head_metrics(m: hpb.HeadMetrics) -> head_results.HeadMetrics:
     """Return what training measured."""
-    return results.HeadMetrics(
+    return head_results.HeadMetrics(
         accuracy=m.accuracy if m.HasField("accuracy") else None,
         accuracy_low=m.accuracy_low if m.HasField("accuracy_low") else None,
         accuracy_high=m.accuracy_high if m.HasField("accuracy_high") else None,
@@ -253,9 +253,9 @@ def head_metrics(m: hpb.HeadMetrics) -> results.HeadMetrics:
     )
 
 
-def _adaptation(m: hpb.AdaptationReport) -> results.AdaptationReport:
+def _adaptation(m: hpb.AdaptationReport) -> head_results.AdaptationReport:
     measured = m.HasField("accuracy_after")
-    return results.AdaptationReport(
+    return head_results.AdaptationReport(
         method=m.method,
         source_items=m.source_items,
         target_items=m.target_items,
@@ -267,9 +267,9 @@ def _adaptation(m: hpb.AdaptationReport) -> results.AdaptationReport:
     )
 
 
-def head(message: hpb.Head) -> results.Head:
+def head(message: hpb.Head) -> head_results.Head:
     """Return a head's description."""
-    return results.Head(
+    return head_results.Head(
         name=message.name,
         version=message.version,
         kind=message.kind,
@@ -286,31 +286,35 @@ def head(message: hpb.Head) -> results.Head:
     )
 
 
-def prediction(message: hpb.Prediction, reply: hpb.ClassifyResponse) -> results.Prediction:
+def prediction(message: hpb.Prediction, reply: hpb.ClassifyResponse) -> head_results.Prediction:
     """Return one answer."""
     error: LikewiseError | None = error_from(message.error) if message.HasField("error") else None
-    return results.Prediction(
+    return head_results.Prediction(
         label=message.label if message.HasField("label") else None,
         best=message.best,
         score=message.score,
         probabilities=dict(zip(reply.classes, message.probabilities, strict=not error)),
         novelty=message.novelty,
         threshold=message.threshold,
-        neighbours=tuple(results.Neighbour(n.id, n.label, n.similarity) for n in message.neighbours),
+        neighbours=tuple(head_results.Neighbour(n.id, n.label, n.similarity) for n in message.neighbours),
         head_version=reply.version,
         fingerprint=reply.fingerprint,
         error=error,
     )
 
 
-def evaluation(message: hpb.EvaluateHeadResponse) -> results.Evaluation:
+def _class_report(message: hpb.ClassReport) -> head_results.ClassReport:
+    return head_results.ClassReport(message.label, message.precision, message.recall, message.f1, message.support)
+
+
+def evaluation(message: hpb.EvaluateHeadResponse) -> head_results.Evaluation:
     """Return how a head did."""
 
     def maybe(name: str) -> float | None:
         return float(getattr(message, name)) if message.HasField(name) else None  # type: ignore[arg-type]  # a field's name
 
     size = len(message.labels) + 1
-    return results.Evaluation(
+    return head_results.Evaluation(
         version=message.version,
         items=message.items,
         known_items=message.known_items,
@@ -322,13 +326,15 @@ def evaluation(message: hpb.EvaluateHeadResponse) -> results.Evaluation:
         ece=maybe("ece"),
         false_reject_rate=maybe("false_reject_rate"),
         unknown_accept_rate=maybe("unknown_accept_rate"),
-        classes=tuple(results.ClassReport(c.label, c.precision, c.recall, c.f1, c.support) for c in message.classes),
+        classes=tuple(
+            head_results.ClassReport(c.label, c.precision, c.recall, c.f1, c.support) for c in message.classes
+        ),
         labels=tuple(message.labels),
         confusion=np.array(message.confusion, dtype=np.int64).reshape(size, size),
         rejection_curve=tuple(zip(message.coverages, message.accuracies, strict=True)),
-        reliability=tuple(results.ReliabilityBin(b.score, b.accuracy, b.items) for b in message.reliability),
+        reliability=tuple(head_results.ReliabilityBin(b.score, b.accuracy, b.items) for b in message.reliability),
         rejection_auroc=maybe("rejection_auroc"),
-        mistakes=tuple(results.ConfusedItem(m.id, m.label, m.answer, m.score, m.uri) for m in message.mistakes),
+        mistakes=tuple(head_results.ConfusedItem(m.id, m.label, m.answer, m.score, m.uri) for m in message.mistakes),
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from likewise import convert
 from likewise.errors import InvalidArgument, LikewiseError
+from likewise.head_results import Evaluation, Head, Prediction
 from likewise.images import ImageLike
 from likewise.requests import QueryValue, ask_all, examples, looks_at, queries, query_fields, stored_ids, whole
-from likewise.results import CollectionInfo, Evaluation, Head, Limits, Prediction
+from likewise.results import CollectionInfo, Limits
 from likewise.transport import Transport
 from likewise_proto.v1 import head_pb2 as hpb
 

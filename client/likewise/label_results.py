@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from likewise import convert
-from likewise.results import HeadMetrics, Timings
+from likewise.head_results import HeadMetrics
+from likewise.results import Timings
 from likewise_proto.v1 import head_pb2 as hpb
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 
+import numpy as np
+
 from likewise_server.errors import InvalidArgument
 
 # Steps in which a file is read before its first pixel, and from there on. Pillow takes three for a chunk of a PNG, four
@@ -19,18 +21,18 @@ MOST_SCANS = 100
 # Pillow puts the EXIF of a JPEG together piece by piece, copying what it has each time. Real files have one piece.
 MOST_EXIF = 100
 
-_EXIF, _SCAN = b"Exif\0\0", b"\xff\xda"
+_EXIF = b"Exif\0\0"
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # leaves out what stands for itself in a scan: stuffing, restarts
-_START, _END, _SCANS = 0xD8, 0xD9, 0xDA
+_MARK, _START, _END, _SCANS = 0xFF, 0xD8, 0xD9, 0xDA
 TOO_MANY = "the image has too many {}: save it anew with an ordinary program"
 
 
 class Bounded(io.BytesIO):
-    """An encoded image that can be read in so many steps, and no more."""
+    """An encoded image that can be read in so many steps, and so many pieces of EXIF, and no more."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._left = MOST_TO_OPEN
+        self._left, self._exif = MOST_TO_OPEN, MOST_EXIF
 
     def opened(self, form: str | None) -> None:
         """Let the pixels be read as well, of a file in what Pillow calls a `format`."""
@@ -41,15 +43,20 @@ class Bounded(io.BytesIO):
         self._left -= 1
         if self._left < 0:
             raise InvalidArgument(TOO_MANY.format("parts"))
-        return super().read(size)
+        piece = super().read(size)
+        if piece.startswith(_EXIF):
+            self._exif -= 1
+            if self._exif < 0:
+                raise InvalidArgument(TOO_MANY.format("pieces of EXIF"))
+        return piece
 
 
 def check_jpeg(data: bytes) -> None:
-    """Raise InvalidArgument for a JPEG that libjpeg would pass over too often, or whose EXIF is in too many pieces."""
-    if data.count(_EXIF) > MOST_EXIF:
-        raise InvalidArgument(TOO_MANY.format("pieces of EXIF"))
+    """Raise InvalidArgument for a JPEG that libjpeg would pass over too often."""
+    # NumPy looks at 70 kB in 12 microseconds without the lock, where bytes.count() takes 60 with it.
+    each = np.frombuffer(data, np.uint8)
     # What follows a picture in its file, such as a film, may hold the two bytes by chance.
-    if data.count(_SCAN) > MOST_SCANS and _scans(data) > MOST_SCANS:
+    if np.count_nonzero((each[:-1] == _MARK) & (each[1:] == _SCANS)) > MOST_SCANS and _scans(data) > MOST_SCANS:
         raise InvalidArgument(TOO_MANY.format("scans"))
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from likewise.cli import heads_page
 from likewise.cli.heads import app
-from likewise.results import ClassReport, ConfusedItem, Evaluation, ReliabilityBin
+from likewise.head_results import ClassReport, ConfusedItem, Evaluation, ReliabilityBin
 from likewise.sync import Collection
 from support.pictures import digit_images
 from support.server import ServerProcess

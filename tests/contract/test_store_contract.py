@@ -392,12 +392,6 @@ def test_delete_takes_ids_a_filter_or_both(store: Store) -> None:
     assert store.count("c") == 0
 
 
-def test_unchanged_compares_hashes(store: Store) -> None:
-    filled(store, "cosine", [NewItem("a", vector(1), content_hash="h"), NewItem("b", vector(1))])
-    asked = [("a", "h"), ("a", "x"), ("b", ""), ("nobody", "h")]
-    assert store.unchanged("c", asked) == [True, False, False, False]
-
-
 @pytest.mark.parametrize("metric", METRICS)
 def test_new_labels_change_nothing_else_and_every_search_sees_them(reopen: Callable[[], Store], metric: Metric) -> None:
     store = reopen()

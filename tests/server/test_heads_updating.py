@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from likewise import AsyncClient, Client
 from likewise.errors import FailedPrecondition, InvalidArgument, NotFound
-from likewise.results import Head
+from likewise.head_results import Head
 from likewise.sync import Collection
 from likewise_proto.v1 import head_pb2 as hpb
 from likewise_proto.v1.head_pb2_grpc import HeadServiceStub

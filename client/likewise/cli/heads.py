@@ -23,7 +23,7 @@ from likewise.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from likewise.results import AdaptationReport, Head
+    from likewise.head_results import AdaptationReport, Head
 
 app = typer.Typer(
     help="Train and measure light classifiers on a collection's labelled items.",

@@ -8,7 +8,7 @@ from pathlib import Path
 from likewise import charts
 from likewise.cli.output import percent
 from likewise.demo import page
-from likewise.results import ConfusedItem, Evaluation
+from likewise.head_results import ConfusedItem, Evaluation
 
 MOST_BARS = 100  # classes in the table
 FEW_PAIRS, MOST_PAIRS = 5, 20  # confusions in the list, where the drawing has counts and where not

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from likewise.demo.indexing import Indexed
 from likewise.demo.pictures import Picture
 from likewise.demo.stats import Rate, over_draws
-from likewise.results import Evaluation, Float32, Head, Prediction
+from likewise.head_results import Evaluation, Head, Prediction
+from likewise.results import Float32
 
 SHOTS = (1, 5, 10)
 DRAWS = 10

@@ -11,7 +11,7 @@ from likewise.demo.fewshot import Answers
 from likewise.demo.page import figure
 from likewise.demo.pictures import Picture
 from likewise.demo.search import Found
-from likewise.results import Prediction
+from likewise.head_results import Prediction
 
 MOST_RIGHT, MOST_WRONG = 6, 4
 BARS = 3  # likeliest classes shown

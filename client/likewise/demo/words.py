@@ -5,7 +5,7 @@ from __future__ import annotations
 from likewise.charts import confused_pairs
 from likewise.demo.fewshot import Answers, ShotFigures
 from likewise.demo.run import BUNDLED, TIDY, Figures
-from likewise.results import Evaluation
+from likewise.head_results import Evaluation
 
 
 def opening(figures: Figures) -> str:

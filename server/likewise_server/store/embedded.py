@@ -223,13 +223,6 @@ class EmbeddedStore:
         if change is not None:
             self._maintenance.follow(change)
 
-    def unchanged(self, collection: str, ids_and_hashes: Sequence[tuple[str, str]]) -> list[bool]:
-        """Tell for each id whether the stored content hash is that one; never for an empty hash."""
-        with self._reads.transaction() as db:
-            target = catalog.find(db, collection)
-            stored = items.content_hashes(db, target.id, [each for each, _ in ids_and_hashes])
-        return [bool(content_hash) and stored.get(each) == content_hash for each, content_hash in ids_and_hashes]
-
     def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Item | None]:
         """Return one entry per id, in order, None where there is no such item."""
         with self._reads.transaction() as db:

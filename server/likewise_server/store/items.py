@@ -252,17 +252,6 @@ def _item(row: Sequence[Any], vector: Float32 | None = None) -> Item:
     return Item(row[1], row[2], attributes, row[4], row[5], row[6], vector)
 
 
-def content_hashes(db: sqlite3.Connection, collection_id: int, ids: Sequence[str]) -> dict[str, str]:
-    """Return the content hashes of the items there are among those named."""
-    return dict(
-        db.execute(
-            "SELECT ext_id, content_hash FROM items"
-            " WHERE collection_id = ? AND ext_id IN (SELECT value FROM json_each(?))",
-            (collection_id, _json_list(ids)),
-        ).fetchall()
-    )
-
-
 def labelled(db: sqlite3.Connection, collection: Collection, condition: Condition) -> Labelled:
     """Return the labelled items that meet the condition, oldest first; raises Internal for a damaged one."""
     sql, values = condition

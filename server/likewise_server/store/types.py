@@ -235,9 +235,6 @@ class Store(Protocol):
         Raises NotFound for the collection and InvalidArgument for a label or attributes that no item can have.
         """
 
-    def unchanged(self, collection: str, ids_and_hashes: Sequence[tuple[str, str]]) -> list[bool]:
-        """Tell for each id whether the stored content hash is that one; never for an empty hash."""
-
     def get(self, collection: str, ids: Sequence[str], *, vectors: bool = False) -> list[Item | None]:
         """Return one entry per id, in order, None where there is no such item."""
 
