@@ -98,7 +98,9 @@ class Searcher:
                 if snapshot is not None and snapshot.seq == collection.seq:
                     yield db, collection, snapshot
                     return
+            began = time.monotonic()
             self._maintenance.opened(collection)
+            give_up += time.monotonic() - began  # what it took to read a large collection is not its writers' fault
             time.sleep(PAUSE_S)
         raise Unavailable(f"The collection {name!r} is being written to too fast. Try again.", retry_after_s=1.0)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from likewise_server.errors import Internal, InvalidArgument, LikewiseError, NotFound
-from likewise_server.store import NewItem, NewLabel, index, policy
+from likewise_server.store import NewItem, NewLabel, index, maintenance, policy, searching
 from likewise_server.store.embedded import EmbeddedStore
 from likewise_server.store.items import Change
 
@@ -32,6 +32,22 @@ def store(tmp_path: Path) -> Iterator[EmbeddedStore]:
 
 def item(item_id: str, *values: float, label: str | None = None) -> NewItem:
     return NewItem(item_id, np.array([*values, *[1.0] * (DIM - len(values))], np.float32), label)
+
+
+def test_the_first_search_waits_for_a_collection_that_takes_long_to_read(
+    store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = maintenance.Maintenance._load
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.3)
+        load(*arguments)
+
+    monkeypatch.setattr(searching, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(maintenance.Maintenance, "_load", slow)
+    store.upsert("c", [item("a", 1.0), item("b", -1.0)], fingerprint="f")
+    [hits] = store.search("c", np.ones((1, DIM), np.float32), 1).hits
+    assert hits[0].item.id == "a"
 
 
 def test_searches_see_whole_writes_while_everything_happens(
