@@ -289,7 +289,7 @@ def held_out(problem: Problem) -> HeldOut:
 
 KIND = Kind(
     "ensemble",
-    ("center", "class_weight", "method", "members", "lam", "C"),
+    ("center", "class_weight", "method", "members", "lam", "C", "shrinkage"),
     fit,
     held_out,
     Members.restore,

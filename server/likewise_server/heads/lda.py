@@ -1,19 +1,23 @@
 """Linear discriminant analysis: class means, compared by the covariance that all classes share.
 
-Σ⁻¹ = D·[A + tr(A)/(n-1)·I]⁻¹ with A the scatter of the rows about their class means (n-1 times the pooled
-covariance), w_c = Σ⁻¹μ_c and b_c = -½μ_cᵀΣ⁻¹μ_c: the shrinkage of Kubokawa and Srivastava (2008) as in GDA (Wang et
-al., 2024, arXiv:2402.04087). The factor is left to the temperature: here Σ⁻¹ is scaled to have no eigenvalue over 1,
-so that it becomes I as A vanishes. Where no class has two different rows, A is nothing and lda answers as ncm does.
+Σ⁻¹ = D·[A + s·tr(A)/(n-1)·I]⁻¹ with A the scatter of the rows about their class means (n-1 times the pooled
+covariance), w_c = Σ⁻¹μ_c and b_c = -½μ_cᵀΣ⁻¹μ_c. With s = 1 that is the shrinkage of Kubokawa and Srivastava (2008) as
+in GDA (Wang et al., 2024, arXiv:2402.04087); with much more of it lda answers as ncm does. From five rows a class on s
+is the power of 4 that serves rows left out best (docs/heads.md). The factor is left to the temperature: here Σ⁻¹ is
+scaled to have no eigenvalue over 1, so that it becomes I as A vanishes. Where no class has two different rows, A is
+nothing and lda answers as ncm does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from likewise_server.heads.base import Fit, HeldOut, Kind, Linear, in_span
+from likewise_server.heads.calibration import fit_temperature, probabilities
 from likewise_server.heads.moments import Moments
 from likewise_server.heads.validate import MAX_LEFT_OUT, k_fold, stratified
 
@@ -23,31 +27,53 @@ if TYPE_CHECKING:
     from likewise_server.heads.base import Matrix, Problem, Rows, Vector
 
 FOLDS = 5
+# Values of s, and what each step away from 1 must gain, in nats of all rows together: with few rows the least loss goes
+# by chance, and 1 is what does best over all.
+SHRINKAGES = 4.0 ** np.arange(-3, 4)
+STEP_NATS = 1.0
+# Rows left out to choose by: more change the choice no more.
+MAX_CHOOSING = 500
 # A mean squared distance to the class mean that rounding explains: the rows of a class are all the same.
 _NO_SCATTER = 1e-12
 
 
 def fit(problem: Problem) -> Fit:
-    """Solve for the class means; in the span of the rows where those are fewer than the dimensions."""
-    weights = problem.weights
+    """Choose s (unless it is given) and solve for the class means; in the rows' span where they are few."""
+    left, s = None, problem.options.shrinkage
+    if s is None and _choosable(problem.counts) and np.allclose(problem.weights, 1.0):
+        compact, _ = in_span(problem)
+        left = _LeftOut.of(Moments.of(compact, gram=True), compact)
+        s = left.choose(problem.options.seed)
+    s = 1.0 if s is None else s
+    return Fit(_solved(problem, s), {"shrinkage": s}, held_out=left.held_out(s) if left else None)
+
+
+def _solved(problem: Problem, s: float) -> Linear:
     means = problem.class_sums(problem.Z) / problem.counts[:, None]
-    R = (problem.Z - means[problem.y]) * np.sqrt(weights)[:, None]
+    R = (problem.Z - means[problem.y]) * np.sqrt(problem.weights)[:, None]
     n, d = R.shape
     if n >= d:
-        return Fit(_linear(R.T @ R, means, n))
+        return _linear(R.T @ R, means, n, s)
     gram = R @ R.T
-    ridge = _ridge(float(np.trace(gram)), n)
+    ridge = _ridge(float(np.trace(gram)), n, s)
     if ridge is None:
-        return Fit(_discriminant(means, means))
+        return _discriminant(means, means)
     # Woodbury's identity: ε(RᵀR + εI)⁻¹M = M - Rᵀ(RRᵀ + εI)⁻¹RM.
     gram[np.diag_indices(n)] += ridge
-    return Fit(_discriminant(means, means - np.linalg.solve(gram, R @ means.T).T @ R))
+    return _discriminant(means, means - np.linalg.solve(gram, R @ means.T).T @ R)
 
 
 def fit_moments(moments: Moments, sample: Problem) -> Fit:
     """Fit from sums; what is held out are rows of the sample, each taken out of the sums in turn."""
+    left, s = _LeftOut.of(moments, sample), sample.options.shrinkage
+    if s is None:
+        s = left.choose(sample.options.seed) if _choosable(moments.counts) else 1.0
     A, means = _scatter(moments)
-    return Fit(_linear(A, means, int(moments.counts.sum())), held_out=_leave_one_out(A, moments, sample))
+    return Fit(_linear(A, means, int(moments.counts.sum()), s), {"shrinkage": s}, held_out=left.held_out(s))
+
+
+def _choosable(counts: Rows) -> bool:
+    return len(counts) > 1 and bool(np.median(counts) >= FOLDS)
 
 
 def _scatter(moments: Moments) -> tuple[Matrix, Matrix]:
@@ -57,8 +83,8 @@ def _scatter(moments: Moments) -> tuple[Matrix, Matrix]:
     return moments.gram - moments.sums.T @ means, means
 
 
-def _linear(A: Matrix, means: Matrix, n: int) -> Linear:
-    ridge = _ridge(float(np.trace(A)), n)
+def _linear(A: Matrix, means: Matrix, n: int, s: float) -> Linear:
+    ridge = _ridge(float(np.trace(A)), n, s)
     if ridge is None:
         return _discriminant(means, means)
     A = A / ridge
@@ -66,94 +92,137 @@ def _linear(A: Matrix, means: Matrix, n: int) -> Linear:
     return _discriminant(means, np.linalg.solve(A, means.T).T)
 
 
-def _ridge(trace: float, n: int) -> float | None:
+def _ridge(trace: float, n: int, s: float) -> float | None:
     """ε, or None where there is no scatter to speak of."""
-    return None if trace <= _NO_SCATTER * n else trace / (n - 1)
+    return None if trace <= _NO_SCATTER * n else s * trace / (n - 1)
 
 
 def _discriminant(means: Matrix, solved: NDArray[np.floating]) -> Linear:
     return Linear(np.asarray(solved.T, dtype=np.float64), -np.einsum("cd,cd->c", means, solved) / 2)
 
 
-@dataclass(frozen=True, eq=False)
-class _Left:
-    """What leaving out each of r rows does, in the eigenbasis of A: the row, what A loses, and by how much."""
+def held_out(problem: Problem) -> HeldOut:
+    """Leave-one-out logits; out-of-fold ones where rows have weights, and where they are few."""
+    # Of a few rows a class, one left out moves its own mean and no other, which makes the class look worse than it is.
+    if np.median(problem.counts) < FOLDS or not np.allclose(problem.weights, 1.0):
+        return k_fold(KIND, problem.fixing({"shrinkage": problem.options.shrinkage or 1.0}), FOLDS)
+    return leave_one_out(problem)
 
+
+def leave_one_out(problem: Problem) -> HeldOut:
+    """Leave-one-out logits in closed form, for rows of equal weight; s is 1 unless it is given."""
+    compact, _ = in_span(problem)
+    return _LeftOut.of(Moments.of(compact, gram=True), compact).held_out(problem.options.shrinkage or 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _LeftOut:
+    """r of n rows, of k dimensions, to be scored as if each had not been there, for any s.
+
+    Without row x of class c, A loses n_c/(n_c-1)·rrᵀ with r = x - μ_c, ε changes with its trace, and only μ_c
+    moves. In the eigenbasis of A, in which all of this is, another ε costs nothing, and rrᵀ goes by Sherman and
+    Morrison's formula.
+    """
+
+    rows: Rows
+    """(r,) of the sample."""
+    y: Rows
     Z: Matrix
     """(r, k) the rows."""
     R: Matrix
     """(r, k) a row less its class's mean."""
     factor: Vector
-    """(r,): A loses factor·rrᵀ, n_c/(n_c-1)."""
-    ridge: Vector
-    """(r,): ε of what is left."""
+    """(r,) n_c/(n_c-1)."""
+    trace: Vector
+    """(r,) of what is left of A."""
+    n: int
+    means: Matrix
+    """(C, k)"""
+    values: Vector
+    """(k,) of A."""
 
-
-def held_out(problem: Problem) -> HeldOut:
-    """Leave-one-out logits; out-of-fold ones where rows have weights, and where they are few."""
-    # Of a few rows a class, one left out moves its own mean and no other, which makes the class look worse than it is.
-    if np.median(problem.counts) < FOLDS or not np.allclose(problem.weights, 1.0):
-        return k_fold(KIND, problem, FOLDS)
-    return leave_one_out(problem)
-
-
-def leave_one_out(problem: Problem) -> HeldOut:
-    """Leave-one-out logits in closed form, for rows of equal weight."""
-    compact, _ = in_span(problem)
-    moments = Moments.of(compact, gram=True)
-    return _leave_one_out(_scatter(moments)[0], moments, compact)
-
-
-def _leave_one_out(A: Matrix, moments: Moments, sample: Problem) -> HeldOut:
-    """Score rows of the sample with themselves taken out of the sums.
-
-    Without row x of class c, A loses n_c/(n_c-1)·rrᵀ with r = x - μ_c, ε changes with its trace, and only μ_c
-    moves. In the eigenbasis of A another ε costs nothing, and rrᵀ goes by the Sherman-Morrison formula.
-    """
-    n, counts = int(moments.counts.sum()), moments.counts
-    rows = np.flatnonzero(counts[sample.y] >= 2)  # noqa: PLR2004
-    rows = stratified(sample.y, rows, MAX_LEFT_OUT, sample.options.seed)
-    Z, y, means = sample.Z[rows], sample.y[rows], moments.sums / counts[:, None]
-    factor = counts[y] / (counts[y] - 1.0)
-    R = Z - means[y]
-    trace = np.trace(A) - factor * np.einsum("rk,rk->r", R, R)
-    some = trace > _NO_SCATTER * (n - 1)
-    logits = np.empty((len(rows), len(means)))
-    if some.any():
+    @classmethod
+    def of(cls, moments: Moments, sample: Problem) -> Self:
+        """Prepare rows of the sample, which are in the sums, of classes that keep another one."""
+        A, means = _scatter(moments)
+        counts = moments.counts
+        rows = np.flatnonzero(counts[sample.y] >= 2)  # noqa: PLR2004
+        rows = stratified(sample.y, rows, MAX_LEFT_OUT, sample.options.seed)
         values, basis = np.linalg.eigh(A)
-        left = _Left(Z[some] @ basis, R[some] @ basis, factor[some], trace[some] / max(n - 2, 1))
-        logits[some] = _without(left, np.maximum(values, 0.0), means @ basis, y[some])
-    if not some.all():
-        logits[~some] = _without_scatter(Z[~some], R[~some], factor[~some], means, y[~some])
-    return HeldOut(logits, rows, len(rows), "leave-one-out")
+        y, Z, means = sample.y[rows], sample.Z[rows] @ basis, means @ basis
+        R, factor = Z - means[y], counts[y] / (counts[y] - 1.0)
+        trace = np.trace(A) - factor * np.einsum("rk,rk->r", R, R)
+        return cls(rows, y, Z, R, factor, trace, int(counts.sum()), means, np.maximum(values, 0.0))
 
+    def choose(self, seed: int) -> float:
+        """Return the s with the least calibrated log loss, and what its distance from 1 costs."""
+        part = self.take(stratified(self.y, np.arange(len(self.y)), MAX_CHOOSING, seed))
+        worth = {float(s): part.gain(s) - STEP_NATS * abs(math.log(s, 4)) for s in SHRINKAGES}
+        # Rounded, so that the same rows in sums of another order choose the same; of equals the one next to 1.
+        return max(sorted(worth, key=lambda s: abs(math.log(s))), key=lambda s: round(worth[s], 6))
 
-def _without(left: _Left, values: Vector, means: Matrix, y: Rows) -> Matrix:
-    own = np.arange(len(y))
-    # P = ε(Λ + εI)⁻¹ before the correction by v: xᵀPm, mᵀPm and vᵀm for every row and class, as matrix products.
-    P = left.ridge[:, None] / (values + left.ridge[:, None])
-    v = left.R * P
-    gain = left.factor / (left.ridge - left.factor * np.einsum("rk,rk->r", left.R, v))
-    xPm, mPm, vm = (left.Z * P) @ means.T, P @ (means**2).T, v @ means.T
-    # The own class's mean moves away from the row by (factor - 1)·r.
-    moved = means[y] - (left.factor - 1)[:, None] * left.R
-    xPm[own, y] = np.einsum("rk,rk,rk->r", left.Z, P, moved)
-    mPm[own, y] = np.einsum("rk,rk,rk->r", moved, P, moved)
-    vm[own, y] = np.einsum("rk,rk->r", v, moved)
-    vx = np.einsum("rk,rk->r", v, left.Z)
-    return np.asarray(xPm + (gain * vx)[:, None] * vm - (mPm + gain[:, None] * vm**2) / 2)
+    def held_out(self, s: float) -> HeldOut:
+        """Return the rows' logits."""
+        return HeldOut(self.logits(s), self.rows, len(self.rows), "leave-one-out")
 
+    def take(self, which: Rows) -> Self:
+        """Return these of the rows."""
+        Z, R = self.Z[which], self.R[which]
+        return replace(
+            self,
+            rows=self.rows[which],
+            y=self.y[which],
+            Z=Z,
+            R=R,
+            factor=self.factor[which],
+            trace=self.trace[which],
+        )
 
-def _without_scatter(Z: Matrix, R: Matrix, factor: Vector, means: Matrix, y: Rows) -> Matrix:
-    logits = np.asarray(Z @ means.T - np.einsum("ck,ck->c", means, means) / 2, dtype=np.float64)
-    moved = means[y] - (factor - 1)[:, None] * R
-    logits[np.arange(len(y)), y] = np.einsum("rk,rk->r", Z - moved / 2, moved)
-    return logits
+    def gain(self, s: float) -> float:
+        """Return the logarithms of the calibrated probabilities of the rows' classes, summed."""
+        held = self.held_out(s)
+        shares = probabilities(held.logits, fit_temperature(held, self.y), np.zeros(len(self.means)))
+        return float(np.log(np.maximum(shares[np.arange(len(self.y)), self.y], np.finfo(float).tiny)).sum())
+
+    def logits(self, s: float) -> Matrix:
+        """Return them, (r, C)."""
+        some = self.trace > _NO_SCATTER * (self.n - 1)
+        logits = np.empty((len(self.rows), len(self.means)))
+        if some.any():
+            logits[some] = (self if some.all() else self.take(np.flatnonzero(some))).without(s)
+        if not some.all():
+            logits[~some] = self.take(np.flatnonzero(~some)).without_scatter()
+        return logits
+
+    def without(self, s: float) -> Matrix:
+        """Return the logits where scatter is left."""
+        own, y, means = np.arange(len(self.y)), self.y, self.means
+        ridge = s * self.trace / max(self.n - 2, 1)
+        # P = ε(Λ + εI)⁻¹ before the correction by v: xᵀPm, mᵀPm and vᵀm for every row and class, as matrix products.
+        P = ridge[:, None] / (self.values + ridge[:, None])
+        v = self.R * P
+        gain = self.factor / (ridge - self.factor * np.einsum("rk,rk->r", self.R, v))
+        xPm, mPm, vm = (self.Z * P) @ means.T, P @ (means**2).T, v @ means.T
+        # The own class's mean moves away from the row by (factor - 1)·r.
+        moved = means[y] - (self.factor - 1)[:, None] * self.R
+        xPm[own, y] = np.einsum("rk,rk,rk->r", self.Z, P, moved)
+        mPm[own, y] = np.einsum("rk,rk,rk->r", moved, P, moved)
+        vm[own, y] = np.einsum("rk,rk->r", v, moved)
+        vx = np.einsum("rk,rk->r", v, self.Z)
+        return np.asarray(xPm + (gain * vx)[:, None] * vm - (mPm + gain[:, None] * vm**2) / 2)
+
+    def without_scatter(self) -> Matrix:
+        """Return the logits where none is left."""
+        means = self.means
+        logits = np.asarray(self.Z @ means.T - np.einsum("ck,ck->c", means, means) / 2, dtype=np.float64)
+        moved = means[self.y] - (self.factor - 1)[:, None] * self.R
+        logits[np.arange(len(self.y)), self.y] = np.einsum("rk,rk->r", self.Z - moved / 2, moved)
+        return logits
 
 
 KIND = Kind(
     "lda",
-    ("center", "class_weight"),
+    ("center", "class_weight", "shrinkage"),
     fit,
     held_out,
     Linear.restore,

@@ -30,6 +30,8 @@ class HeadOptions:
     """logreg: inverse strength of the penalty. None: chosen by cross-validation."""
     lam: float | None = None
     """ridge: strength of the penalty. None: chosen by leave-one-out."""
+    shrinkage: float | None = None
+    """lda: times how much the covariance is shrunk. None: 1, and from five of a class on chosen by leave-one-out."""
     k: int | None = None
     """knn: how many neighbours vote. None: min(20, n)."""
     temperature: float | None = None
@@ -79,6 +81,7 @@ class HeadOptions:
             center=_boolean("center", given.get("center")),
             C=_number("C", given.get("C"), lambda v: v > 0, "greater than 0"),
             lam=_number("lam", given.get("lam"), lambda v: v > 0, "greater than 0"),
+            shrinkage=_number("shrinkage", given.get("shrinkage"), lambda v: v > 0, "greater than 0"),
             k=_whole("k", given.get("k"), 1),
             temperature=_number("temperature", given.get("temperature"), lambda v: v > 0, "greater than 0"),
             max_false_reject=_number(

@@ -64,7 +64,7 @@ def test_members_are_calibrated_before_they_are_averaged(digits: Data) -> None:
     # Ridge's logits lie within about one of each other, those of lda within hundredths of that.
     assert members(head).temperatures[0] > 5 * members(head).temperatures[1]
     assert head.temperature == pytest.approx(1.0, abs=0.25)
-    assert set(head.chosen) == {"lam", "C"}
+    assert set(head.chosen) == {"lam", "C", "shrinkage"}
 
 
 def test_several_backbones_get_a_member_each(digits: Data) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from likewise_server.errors import InvalidArgument
 from likewise_server.heads import train
 from likewise_server.heads.base import Problem, unit_rows
 from likewise_server.heads.lda import KIND as LDA
@@ -17,11 +18,11 @@ from likewise_server.heads.options import HeadOptions
 Data = tuple[NDArray[np.float32], list[str], list[str]]
 
 
-def problem(sizes: list[int], d: int, **options: Any) -> Problem:
+def problem(sizes: list[int], d: int, *, shrinkage: float | None = 1.0, **options: Any) -> Problem:
     rng = np.random.default_rng(d)
     y = np.repeat(np.arange(len(sizes)), sizes)
     X = rng.normal(size=(len(sizes), d))[y] + 1.5 * rng.normal(size=(len(y), d))
-    return Problem(unit_rows(X), y, len(sizes), HeadOptions(**options))
+    return Problem(unit_rows(X), y, len(sizes), HeadOptions(shrinkage=shrinkage, **options))
 
 
 def left_out(whole: Problem, rows: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -33,9 +34,9 @@ def left_out(whole: Problem, rows: NDArray[np.intp]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("sizes", [[12, 10, 8], [2, 3, 9], [1, 5, 4], [2, 2], [2, 1, 1], [7]])
-@pytest.mark.parametrize("d", [8, 60])
-def test_the_closed_form_is_leaving_each_row_out(sizes: list[int], d: int) -> None:
-    whole = problem(sizes, d)
+@pytest.mark.parametrize(("d", "shrinkage"), [(8, 1.0), (60, 1.0), (8, 1 / 16), (60, 4.0)])
+def test_the_closed_form_is_leaving_each_row_out(sizes: list[int], d: int, shrinkage: float) -> None:
+    whole = problem(sizes, d, shrinkage=shrinkage)
     held = leave_one_out(whole)
     assert len(held.rows) == sum(size for size in sizes if size > 1)
     np.testing.assert_allclose(held.logits, left_out(whole, held.rows), atol=1e-9)
@@ -93,9 +94,55 @@ def test_sums_give_what_the_rows_give(sizes: list[int]) -> None:
     np.testing.assert_allclose(fit.held_out.logits, leave_one_out(whole).logits, atol=1e-9)
 
 
+def noisy(seed: int, spread: NDArray[np.float64], per_class: int, apart: float = 0.3) -> Problem:
+    """Five classes, so far apart in each dimension, whose rows are spread about their means by so much."""
+    rng, y = np.random.default_rng(seed), np.repeat(np.arange(5), per_class)
+    X = apart * rng.normal(size=(5, len(spread)))[y] + spread * rng.normal(size=(len(y), len(spread)))
+    return Problem(unit_rows(X), y, 5, HeadOptions())
+
+
+def test_it_shrinks_as_far_as_rows_left_out_are_served_best() -> None:
+    """Little where noise has directions of its own and rows are many, far where they are few and noise is the same."""
+    directed = LDA.fit(noisy(0, np.where(np.arange(60) < 15, 3.0, 0.1), 40, apart=0.05))
+    alike = LDA.fit(noisy(0, np.full(20, 0.5), 20))
+    assert directed.chosen["shrinkage"] < 1 < alike.chosen["shrinkage"]
+    for fit in (directed, alike):
+        assert fit.held_out is not None
+        assert fit.held_out.method == "leave-one-out"
+
+
+def test_how_far_is_a_matter_of_the_rows_and_not_of_their_order() -> None:
+    whole = noisy(3, np.linspace(0.1, 2.0, 30), 12)
+    turned = replace(whole, Z=whole.Z[::-1].copy(), y=whole.y[::-1].copy())
+    by_sums = fit_moments(Moments.of(turned, gram=True), turned)
+    assert LDA.fit(whole).chosen == LDA.fit(turned).chosen == by_sums.chosen
+
+
+@pytest.mark.parametrize("per_class", [1, 2, 4])
+def test_under_five_of_a_class_say_nothing_of_how_far(per_class: int) -> None:
+    assert LDA.fit(noisy(1, np.full(20, 0.5), per_class)).chosen == {"shrinkage": 1.0}
+
+
+def test_how_far_can_be_said(digits: Data) -> None:
+    X, labels, ids = digits
+    answers = {}
+    for shrinkage in (1e-3, 1e3):
+        head = train(X[:300], labels[:300], ids[:300], kind="lda", options={"shrinkage": shrinkage})
+        assert head.chosen == {"shrinkage": shrinkage}
+        answers[shrinkage] = [p.best for p in head.predict(X[300:])]
+    ncm = [p.best for p in train(X[:300], labels[:300], ids[:300], kind="ncm").predict(X[300:])]
+    agreeing = {
+        s: np.mean([one == other for one, other in zip(found, ncm, strict=True)]) for s, found in answers.items()
+    }
+    assert agreeing[1e-3] < 0.95
+    assert agreeing[1e3] > 0.99
+    with pytest.raises(InvalidArgument, match="shrinkage"):
+        train(X[:300], labels[:300], ids[:300], kind="lda", options={"shrinkage": 0})
+
+
 def test_balanced_weights_let_a_small_class_shape_the_covariance() -> None:
     whole = problem([60, 6], 8)
-    balanced = replace(whole, options=HeadOptions(class_weight="balanced"))
+    balanced = replace(whole, options=HeadOptions(class_weight="balanced", shrinkage=1.0))
     weights = np.where(whole.y == 0, 66 / 120, 66 / 12)
     means = np.stack([whole.Z[whole.y == c].mean(axis=0) for c in range(2)])
     R = whole.Z - means[whole.y]
