@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -282,6 +283,9 @@ async def _run(settings: Settings, announce: Callable[[int], None]) -> int:
         await asyncio.wait({loading}, timeout=CLOSE_S)  # what a thread loads cannot be called off
         return 0
     running = loading.result()
+    # What is loaded stays. Looking through it for garbage, as happens now and then, stops all threads for 100 ms.
+    gc.collect()
+    gc.freeze()
     if not stopping.is_set():
         announce(running.port)
         await _either(asyncio.create_task(running.readiness.lost.wait()), stopping)

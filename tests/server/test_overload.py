@@ -15,6 +15,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from likewise import Client
 from likewise_proto.v1 import common_pb2 as pb
 from likewise_proto.v1 import embedding_pb2 as epb
 from likewise_proto.v1.embedding_pb2_grpc import EmbeddingServiceStub
@@ -25,7 +26,7 @@ from likewise_server.store.embedded import EmbeddedStore
 from support import waiting
 from support.fakes import Valve, until
 from support.pictures import photograph_jpegs
-from support.server import serving
+from support.server import serving, start_server
 from support.waiting import PATIENCE_S
 
 DIM = 4
@@ -219,3 +220,22 @@ async def test_a_stream_reads_no_more_than_a_message_may_weigh_ahead_of_its_answ
     open_.set()
     assert [await first, *[reply async for reply in replies]] == [4, 4, 4, 50, 1, 1]
     assert handled == [4, 4, 4, 50, 1, 1]
+
+
+def test_garbage_collections_leave_out_what_is_loaded(tmp_path: Path) -> None:
+    """A full one goes through some 200,000 objects of torch otherwise, and everybody waits for that."""
+    told = """
+import gc
+from likewise_server import app
+stop = app.Running.stop
+async def stopping(*arguments, **options):
+    open("objects", "w").write(f"{gc.get_freeze_count()} {len(gc.get_objects())}")
+    await stop(*arguments, **options)
+app.Running.stop = stopping
+"""
+    with start_server(tmp_path / "data", plant=told) as server:
+        with Client(server.address) as client:
+            assert len(client.embed(photograph_jpegs()).vectors) == len(photograph_jpegs())
+        assert server.stop() == 0
+    frozen, looked_through = map(int, (tmp_path / "objects").read_text().split())
+    assert frozen > 10 * looked_through
