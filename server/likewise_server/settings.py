@@ -57,7 +57,9 @@ class Settings(BaseSettings):
         64 * MIB, ge=0, description="size at which a new audit.jsonl is begun, five being kept; 0: no audit log"
     )
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level logged; calls that went well within a second are of level debug"
+    )
     grace_s: float = Field(10.0, ge=0, description="seconds that accepted work gets at shutdown")
     max_batch: int = Field(32, ge=1, le=1024, description="images in one forward pass")
     decode_threads: int = Field(0, ge=0, le=256, description="threads that decode images; 0: one per core")

@@ -283,6 +283,18 @@ def test_writes_and_refusals_are_in_the_audit_log(guarded: Guarded) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_log_has_a_line_for_a_call_that_failed_and_none_for_one_that_went_well(guarded: Guarded) -> None:
+    before = len(guarded.process.log.read_text())
+    with guarded.client("all") as lw:
+        lw.info()
+        with pytest.raises(NotFound):
+            lw.delete_collection("not in the log before")
+    lines = [json.loads(line) for line in guarded.process.log.read_text()[before:].splitlines()]
+    calls = [line for line in lines if line["event"] == "call"]
+    assert [(call["method"], call["code"]) for call in calls] == [("CollectionService/DeleteCollection", "NOT_FOUND")]
+    assert calls[0]["request_id"]
+
+
 def test_nothing_said_or_written_has_a_secret(guarded: Guarded) -> None:
     """After a session with good and bad tokens: log, audit log and answers have none of them; hashes stay put."""
     said = ""

@@ -1,4 +1,4 @@
-"""Around every call: a request id, one log line, metrics, and errors turned into statuses."""
+"""Around every call: a request id, a log line for what failed or was slow, metrics, and errors as statuses."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ log = structlog.get_logger()
 REQUEST_ID = "x-request-id"
 DETAILS = "grpc-status-details-bin"
 LONGEST_MESSAGE = 1000
+SLOW_S = 1.0  # from which on a call that went well is in the log as well
 OURS = "/likewise.v1."
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -115,9 +116,10 @@ class _Call:
         if context is not None:
             context.set_trailing_metadata(((REQUEST_ID, self._id),))
         self._on_call(self._method, code, seconds)
-        if not logging.getLogger().isEnabledFor(logging.INFO):
-            return  # the pipeline of processors costs more than a small call
-        log.info("call", method=self._method, code=code, ms=round(seconds * 1e3, 1), request_id=self._id, **facts)
+        level = logging.DEBUG if code == "OK" and seconds < SLOW_S else logging.INFO
+        if not logging.getLogger().isEnabledFor(level):
+            return  # a line takes a sixth of the time that the event loop has for a small call
+        log.log(level, "call", method=self._method, code=code, ms=round(seconds * 1e3, 1), request_id=self._id, **facts)
 
     async def fail(self, error: BaseException, context: Context) -> None:
         """Answer with the error's status; what is not ours becomes a fixed text, its details go to the log."""

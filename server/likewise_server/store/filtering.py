@@ -1,8 +1,9 @@
 """Searches under a filter, planned by how many rows it lets through.
 
 Many: search without it, deeper, and drop what does not match; the first k that do are the answer. Few, or asked for
-often: ask SQLite for all that match, keep that, and compare them one by one, or let the approximate index skip the
-others. Either way an answer has as many hits as match, up to k.
+often: ask SQLite for all that match, keep that, and look them up there, or compare them one by one. That is done too
+for a query that has none of those that match near it: how to find rows was measured on near ones, and the rows of a
+label lie together. Either way an answer has as many hits as match, up to k.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Filtering:
                 if deeper is not None:
                     return deeper, None
         allowed = self._allowed(db, collection, snapshot, where, condition)
-        return finding.nearest(snapshot, queries, k, collection.metric, allowed), sum(allowed.counts)
+        return _among(allowed, collection, snapshot, queries, k), sum(allowed.counts)
 
     def _worth_while(self, key: tuple[object, ...], hits: int, matching: float) -> bool:
         """Tell whether to search deeper for so many hits once more, rather than list all rows that match.
@@ -119,12 +120,16 @@ class Filtering:
                 self._kept.move_to_end(key)
                 return allowed
         matching = np.sort(items.matching(db, collection.id, condition))
-        allowed = Allowed.of([part.mask_of(matching) & part.alive for part in snapshot.parts])
+        allowed = Allowed.of([part.mask_of(matching) & part.alive for part in snapshot.parts], matching)
         with self._lock:
             self._kept[key] = allowed
-            while sum(2 * len(mask) for each in self._kept.values() for mask in each.masks) > KEPT_BYTES:
+            while sum(map(_bytes_of, self._kept.values())) > KEPT_BYTES:
                 self._kept.popitem(last=False)
         return allowed
+
+
+def _bytes_of(allowed: Allowed) -> int:
+    return sum(2 * len(mask) for mask in allowed.masks) + (0 if allowed.vids is None else allowed.vids.nbytes)
 
 
 def _key(collection: Collection, snapshot: Snapshot, where: str) -> tuple[object, ...]:
@@ -135,6 +140,25 @@ def _key(collection: Collection, snapshot: Snapshot, where: str) -> tuple[object
 def _depth(k: int, share: float) -> int:
     """Return how many hits to look for without the filter, so that `k` of them match."""
     return round(ROOM * k / share) + k
+
+
+def _among(allowed: Allowed, collection: Collection, snapshot: Snapshot, queries: Float32, k: int) -> Found:
+    """Return the nearest of the rows allowed, all of which are known."""
+    count, metric = sum(allowed.counts), collection.metric
+    quick = count > finding.FEW and any(part.segment and part.segment.approximation for part in snapshot.parts)
+    depth = _depth(k, count / snapshot.alive) if quick else 0
+    if allowed.vids is None or not 0 < depth <= DEEPEST:
+        return finding.nearest(snapshot, queries, k, metric, allowed)
+    found = finding.nearest(snapshot, queries, depth, metric)
+    best = [_only(each, allowed.vids) for each in found.nearest]
+    far = np.array([len(vids) < k for vids, _ in best], np.bool_)
+    scanned = found.scanned
+    if far.any():
+        compared = finding.nearest(snapshot, queries[far], k, metric, allowed, compare_all=True)
+        scanned += compared.scanned
+        for at, each in zip(np.flatnonzero(far).tolist(), compared.nearest, strict=True):
+            best[at] = each
+    return Found([(vids[:k], scores[:k]) for vids, scores in best], found.recall, scanned)
 
 
 def _by_searching_deeper(

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from likewise_server.store.approximate import Approximation, Point
     from likewise_server.store.index import Snapshot
-    from likewise_server.store.types import Bool, Float32, Metric
+    from likewise_server.store.types import Bool, Float32, Int64, Metric
 
 Nearest: TypeAlias = "tuple[NDArray[np.int64], NDArray[Any]]"
-FEW = 10_000  # allowed rows of a segment that are compared one by one
+FEW = 20_000  # allowed rows of a segment that are compared one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,14 @@ class Allowed:
 
     masks: tuple[Bool, ...]
     counts: tuple[int, ...]
+    vids: Int64 | None = None
+    """All of them, sorted, where they are known."""
     _bits: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, masks: Sequence[Bool]) -> Allowed:
+    def of(cls, masks: Sequence[Bool], vids: Int64 | None = None) -> Allowed:
         """Count what the masks let through."""
-        return cls(tuple(masks), tuple(int(np.count_nonzero(mask)) for mask in masks))
+        return cls(tuple(masks), tuple(int(np.count_nonzero(mask)) for mask in masks), vids)
 
     def bits(self, number: int) -> NDArray[np.uint8]:
         """Return one part's mask as a bitmap, worked out once."""
@@ -53,10 +55,19 @@ class Found:
     scanned: int
 
 
-def nearest(snapshot: Snapshot, queries: Float32, k: int, metric: Metric, allowed: Allowed | None = None) -> Found:
+def nearest(
+    snapshot: Snapshot,
+    queries: Float32,
+    k: int,
+    metric: Metric,
+    allowed: Allowed | None = None,
+    *,
+    compare_all: bool = False,
+) -> Found:
     """Find the `k` nearest rows of each query `(n, d)`, searchable; of those allowed, if given.
 
-    As many as there are, up to `k`: where an approximate index gives fewer, all its rows are compared.
+    As many as there are, up to `k`: where an approximate index gives fewer, all its rows are compared, as they are with
+    `compare_all`.
     """
     one_by_one: list[tuple[Part, Bool]] = []
     pieces: list[list[Nearest]] = []
@@ -64,7 +75,7 @@ def nearest(snapshot: Snapshot, queries: Float32, k: int, metric: Metric, allowe
     scanned = 0
     for number, part in enumerate(snapshot.parts):
         count = allowed.counts[number] if allowed else len(part) - part.dead
-        point = _point(part, k) if count > FEW else None
+        point = _point(part, k) if count > FEW and not compare_all else None
         bits = None if point is None else allowed.bits(number) if allowed else part.alive_bits()
         found = _approximately(part, queries, k, metric, point, bits, count) if point else None
         if found is not None and point is not None:

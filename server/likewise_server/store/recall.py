@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from likewise_server.store.parts import Part
     from likewise_server.store.types import Float32, Int64, Metric
 
-KS = (10, 30, 100, 1000)
+KS = (10, 30, 100, 300, 1000)
 MOST_CANDIDATES = 8_192  # of a query, so that deep searches are tuned in the time that shallow ones take
 MOST_NEIGHBOURS = 40_000  # looked for in all, for the same reason
 MARGIN = 0.3  # of what the target leaves, by which the choosing half must do better

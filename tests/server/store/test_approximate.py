@@ -125,6 +125,23 @@ def filled(store: EmbeddedStore, metric: Metric = "cosine", **options: object) -
     return rows
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_filter_that_matches_only_far_away_finds_the_nearest_that_match(store: EmbeddedStore, metric: Metric) -> None:
+    """Labels lie together: of the lists that are near a query, none may hold a row that matches."""
+    centres = 3 * np.random.default_rng(0).normal(size=(40, DIM))
+    rng = np.random.default_rng(1)
+    cluster = rng.integers(0, 40, ROWS)
+    rows = (centres[cluster] + rng.normal(size=(ROWS, DIM))).astype(np.float32)
+    store.create_collection("c", dim=DIM, metric=metric, fingerprint="f")
+    store.upsert("c", [NewItem(str(n), row, f"class {cluster[n] % 4}") for n, row in enumerate(rows)], fingerprint="f")
+    store.search("c", rows[:1], 1)
+    assert built(store).startswith("IVF")
+    others = np.flatnonzero(cluster % 4)[:40]
+    for _ in range(2):  # searched deeper, and listed
+        result = store.search("c", rows[others], K, where="label = 'class 0'")
+        assert recall(result, rows, rows[others], metric, lambda n: cluster[n] % 4 == 0) >= 0.99
+
+
 def test_a_large_collection_gets_an_approximate_segment_by_itself(
     ready: tuple[EmbeddedStore, NDArray[np.float32], Metric],
 ) -> None:
