@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 faiss: Any = untyped  # its stubs know half of it
 MOST_FACTOR = 32
 QUERIES_PER_THREAD = 4
+LEAST_QUEUE, MOST_QUEUE = 16, 4096  # of HNSW
+# Each a quarter more than the one before at most, where that is a whole number.
+_EFFORTS = sorted({quarters * 2**n // 4 for n in range(18) for quarters in (4, 5, 6, 7) if quarters * 2**n % 4 == 0})
 MANY = 16  # times k: up to so many candidates are sorted as they are
 
 
@@ -60,8 +63,10 @@ class Approximation:
         """Return efforts worth trying, least first."""
         kind = _innermost(self.index)
         if isinstance(kind, faiss.IndexIVF):
-            return [*(effort for effort in _ladder(1) if effort < kind.nlist), int(kind.nlist)]
-        return _ladder(16)[:16] if isinstance(kind, faiss.IndexHNSW) else [0]
+            return [*(effort for effort in _EFFORTS if effort < kind.nlist), int(kind.nlist)]
+        if isinstance(kind, faiss.IndexHNSW):
+            return [effort for effort in _EFFORTS if LEAST_QUEUE <= effort <= MOST_QUEUE]
+        return [0]
 
     def candidates(self, queries: Float32, count: int, effort: int, bits: NDArray[np.uint8] | None = None) -> Int64:
         """Return `(n, count)` positions, likeliest first, -1 where there are no more; only of set `bits`, if given."""
@@ -85,11 +90,6 @@ class Approximation:
             positions, scores = positions[rows, best], scores[rows, best]
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return positions[rows, order], scores[rows, order]
-
-
-def _ladder(first: int) -> list[int]:
-    """Return efforts that grow by a half and a third in turn."""
-    return sorted({first, *(first * 2**n for n in range(16)), *(first * 3 * 2**n for n in range(16))})
 
 
 def compared(part: Part, queries: Float32, positions: Int64, metric: Metric) -> Float32:
