@@ -53,7 +53,7 @@ class Bounded(io.BytesIO):
 
 def check_jpeg(data: bytes) -> None:
     """Raise InvalidArgument for a JPEG that libjpeg would pass over too often."""
-    # NumPy looks at 70 kB in 12 microseconds without the lock, where bytes.count() takes 60 with it.
+    # NumPy is several times as fast as bytes.count(), and does not hold the interpreter's lock.
     each = np.frombuffer(data, np.uint8)
     # What follows a picture in its file, such as a film, may hold the two bytes by chance.
     if np.count_nonzero((each[:-1] == _MARK) & (each[1:] == _SCANS)) > MOST_SCANS and _scans(data) > MOST_SCANS:

@@ -118,7 +118,7 @@ class _Call:
         self._on_call(self._method, code, seconds)
         level = logging.DEBUG if code == "OK" and seconds < SLOW_S else logging.INFO
         if not logging.getLogger().isEnabledFor(level):
-            return  # a line takes a sixth of the time that the event loop has for a small call
+            return  # a line costs the event loop much beside a small call
         log.log(level, "call", method=self._method, code=code, ms=round(seconds * 1e3, 1), request_id=self._id, **facts)
 
     async def fail(self, error: BaseException, context: Context) -> None:
