@@ -326,9 +326,7 @@ def evaluation(message: hpb.EvaluateHeadResponse) -> head_results.Evaluation:
         ece=maybe("ece"),
         false_reject_rate=maybe("false_reject_rate"),
         unknown_accept_rate=maybe("unknown_accept_rate"),
-        classes=tuple(
-            head_results.ClassReport(c.label, c.precision, c.recall, c.f1, c.support) for c in message.classes
-        ),
+        classes=tuple(map(_class_report, message.classes)),
         labels=tuple(message.labels),
         confusion=np.array(message.confusion, dtype=np.int64).reshape(size, size),
         rejection_curve=tuple(zip(message.coverages, message.accuracies, strict=True)),

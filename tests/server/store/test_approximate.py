@@ -136,10 +136,12 @@ def test_a_filter_that_matches_only_far_away_finds_the_nearest_that_match(store:
     store.upsert("c", [NewItem(str(n), row, f"class {cluster[n] % 4}") for n, row in enumerate(rows)], fingerprint="f")
     store.search("c", rows[:1], 1)
     assert built(store).startswith("IVF")
-    others = np.flatnonzero(cluster % 4)[:40]
-    for _ in range(2):  # searched deeper, and listed
-        result = store.search("c", rows[others], K, where="label = 'class 0'")
-        assert recall(result, rows, rows[others], metric, lambda n: cluster[n] % 4 == 0) >= 0.99
+    found = []
+    # One by one: where one query of several gets too few hits, all rows are compared for all of them.
+    for query in rows[np.flatnonzero(cluster % 4)[:40], np.newaxis]:
+        result = store.search("c", query, K, where="label = 'class 0'")
+        found.append(recall(result, rows, query, metric, lambda n: cluster[n] % 4 == 0))
+    assert np.mean(found) >= 0.99
 
 
 def test_a_large_collection_gets_an_approximate_segment_by_itself(
