@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
+Floats = NDArray[np.floating]
+"""Of any shape, in single or double precision."""
 Rows = NDArray[np.intp]
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -102,8 +104,11 @@ class Problem:
 
     def class_sums(self, X: Matrix) -> Matrix:
         """Sum the rows of X (n, k) class by class, (C, k): one pass, where a product with `one_hot` takes C."""
-        order = np.argsort(self.y, kind="stable")
-        return np.add.reduceat(X[order], np.searchsorted(self.y[order], np.arange(self.n_classes)), axis=0)
+        from scipy.sparse import csr_array  # noqa: PLC0415
+
+        n = len(self.y)
+        one_hot = csr_array((np.ones(n), (self.y, np.arange(n))), shape=(self.n_classes, n))
+        return np.asarray(one_hot @ X, dtype=np.float64)
 
     @property
     def weights(self) -> Vector:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from likewise_server.heads.base import unit_rows
+from likewise_server.heads.symmetric import Factor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,16 +67,14 @@ def fit_likeness(rows: NDArray[np.floating], y: Rows, mean: Vector | None) -> tu
 
 def _solve(A: Matrix, Y: Matrix) -> tuple[Matrix, Matrix, Callable[[Rows | None], Matrix]]:
     """Return W, (I - H)·Y with H the hat matrix, and I - H: its diagonal for None, else its block of those rows."""
-    from scipy.linalg import cho_factor, cho_solve, solve_triangular  # noqa: PLC0415
-
     n, d = A.shape
     if n <= d:
-        inverse = cho_solve(cho_factor(A @ A.T + np.eye(n)), np.eye(n))
+        inverse = Factor.of(A @ A.T, 1.0).solve(np.eye(n))
         rest = inverse @ Y
         return A.T @ rest, rest, lambda rows: np.diagonal(inverse) if rows is None else inverse[np.ix_(rows, rows)]
-    factor, lower = cho_factor(A.T @ A + np.eye(d), lower=True)
-    W = cho_solve((factor, lower), A.T @ Y)
-    half = solve_triangular(factor, A.T, lower=True).T
+    factor = Factor.of(A.T @ A, 1.0)
+    W = factor.solve(A.T @ Y)
+    half = factor.half(A.T).T
 
     def share(rows: Rows | None) -> Matrix:
         if rows is None:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from likewise_server.heads.base import Fit, HeldOut, Kind, Linear, holdable
+from likewise_server.heads.symmetric import Factor, eigen
 from likewise_server.heads.validate import k_fold
 
 if TYPE_CHECKING:
-    from likewise_server.heads.base import Matrix, Problem, Rows, Vector
+    from likewise_server.heads.base import Floats, Matrix, Problem, Rows, Vector
     from likewise_server.heads.moments import Moments
 
 LAMBDAS = np.logspace(-8, 8, 17)
@@ -25,75 +26,117 @@ FOLDS = 5
 MAX_FOLDED = 2000
 # Below this share of the mean eigenvalue a λ no longer keeps a plain solution from drowning in rounding.
 _STABLE = 1e-6
+# Relative difference of two losses that single precision gets right.
+_TOLD_APART = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class _Path:
-    """One eigendecomposition that gives W and the leave-one-out residuals for every λ.
+class _System:
+    """(G + λI)W = Q, or by the (n, n) Gram matrix K where there are fewer rows than dimensions: W = Zᵀ(K + λI)⁻¹Y.
 
-    Of G where there are more rows than dimensions, otherwise of the (n, n) Gram matrix, which has the same
-    eigenvalues other than 0. Rows are scaled by the root of their weight beforehand.
+    Rows are scaled by the root of their weight beforehand.
     """
 
     Z: Matrix
+    """(r, d), the rows that are left out in turn: all there are, or of sums a sample."""
     y: Rows
     root: Vector
-    values: Vector
-    basis: Matrix
-    rotated: Matrix
-    """What does not depend on λ is computed once: the rows in the eigenbasis, their squares, their target."""
-    squares: Matrix
-    target: Matrix
+    matrix: Matrix
+    """(k, k): G or K, which have the same eigenvalues other than 0."""
+    right: Matrix
+    """(k, C): Q or Y."""
     tall: bool
 
     @classmethod
     def of(cls, problem: Problem) -> Self:
-        Z, root = _scaled(problem)
-        tall = Z.shape[0] > Z.shape[1]
-        values, basis = np.linalg.eigh(Z.T @ Z if tall else Z @ Z.T)
-        rotated = Z @ basis if tall else basis
-        target = problem.class_sums(rotated * root[:, None]).T
-        return cls(Z, problem.y, root, np.maximum(values, 0.0), basis, rotated, rotated**2, target, tall)
+        root = np.sqrt(problem.weights)
+        Z = problem.Z * root[:, None]
+        if Z.shape[0] > Z.shape[1]:
+            return cls(Z, problem.y, root, Z.T @ Z, problem.class_sums(Z * root[:, None]).T, tall=True)
+        return cls(Z, problem.y, root, Z @ Z.T, problem.one_hot * root[:, None], tall=False)
 
     @classmethod
     def of_moments(cls, moments: Moments, sample: Problem) -> Self:
-        """Of the sums over more rows than there are dimensions; the residuals are those of the sample's rows."""
+        """Of the sums over more rows than there are dimensions."""
         assert moments.gram is not None  # noqa: S101  (KIND asks for it)
-        values, basis = np.linalg.eigh(moments.gram)
-        rotated, target, root = sample.Z @ basis, (moments.sums @ basis).T, np.ones(len(sample.y))
-        return cls(sample.Z, sample.y, root, np.maximum(values, 0.0), basis, rotated, rotated**2, target, tall=True)
+        return cls(sample.Z, sample.y, np.ones(len(sample.y)), moments.gram, moments.sums.T, tall=True)
 
     def coefficients(self, lam: float) -> Matrix:
-        """W, (d, C)."""
-        shrink = 1 / (self.values + lam)
-        rotated = self.basis @ (shrink[:, None] * self.target)
-        return np.asarray(rotated if self.tall else self.Z.T @ rotated, dtype=np.float64)
+        """W (d, C)."""
+        if not self._stable(lam):
+            return self._coefficients(_Path.of(self).solution(lam))
+        return self._coefficients(Factor.of(self.matrix, lam).solve(self.right))
 
-    def residuals(self, lam: float) -> Matrix:
-        """Return y minus its prediction without that row, (n, C)."""
-        shrink = 1 / (self.values + lam)
+    def left_out(self, lam: float) -> tuple[Matrix, Floats]:
+        """W (d, C), and y minus its prediction without that row for every row, (r, C)."""
+        if not self._stable(lam):
+            path = _Path.of(self)
+            return self._coefficients(path.solution(lam)), path.residuals(lam)
+        factor = Factor.of(self.matrix, lam)
+        solved = factor.solve(self.right)
+        W = self._coefficients(solved)
+        half = factor.half(self.Z.T if self.tall else np.eye(len(self.y)))
+        share = np.einsum("kr,kr->r", half, half)
+        return W, _left_out(self.Z @ W if self.tall else solved, share, self.y, self.root, tall=self.tall)
+
+    def _coefficients(self, solved: Matrix) -> Matrix:
+        return solved if self.tall else np.asarray(self.Z.T @ solved, dtype=np.float64)
+
+    def _stable(self, lam: float) -> bool:
+        return lam > _STABLE * float(np.trace(self.matrix)) / len(self.matrix)
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """One eigendecomposition that gives the leave-one-out residuals for every λ, in the precision it was made in."""
+
+    system: _System
+    values: Floats
+    basis: Floats
+    rotated: Floats
+    """What does not depend on λ is computed once: the rows in the eigenbasis, their squares, the right side."""
+    squares: Floats
+    target: Floats
+
+    @classmethod
+    def of(cls, system: _System, precision: type[np.floating] = np.float64) -> Self:
+        values, basis = eigen(system.matrix, precision)
+        rotated = system.Z.astype(precision) @ basis if system.tall else basis
+        return cls(system, values, basis, rotated, rotated**2, basis.T @ system.right.astype(precision))
+
+    def solution(self, lam: float) -> Matrix:
+        """Return what a Cholesky factor would give, (k, C), however small λ is."""
+        return np.asarray(self.basis @ (self._shrink(lam)[:, None] * self.target), dtype=np.float64)
+
+    def residuals(self, lam: float) -> Floats:
+        """Return y minus its prediction without that row, (r, C)."""
+        shrink, system = self._shrink(lam), self.system
         image, share = self.rotated @ (shrink[:, None] * self.target), self.squares @ shrink
-        return _left_out(image, share, self.y, self.root, tall=self.tall)
+        return _left_out(image, share, system.y, system.root.astype(image.dtype), tall=system.tall)
 
-    def search(self, rows: Rows, weights: Vector) -> tuple[float, Matrix]:
-        """Return the λ with the least squared error over the rows (r,) left out, and those residuals (r, C)."""
-        least, best, kept = np.inf, _ONE_SHOT_LAMBDA, None
-        for lam in LAMBDAS:
-            error = self.residuals(float(lam))[rows]
-            loss = float(weights @ np.einsum("rc,rc->r", error, error))
-            if loss < least:
-                least, best, kept = loss, float(lam), error
-        assert kept is not None  # noqa: S101  (the squared errors of finite rows are finite)
-        return best, kept
+    def losses(self, lams: Vector, rows: Rows, weights: Vector) -> Vector:
+        """Return the squared error over the rows (r,) left out for each λ."""
+        errors = (self.residuals(float(lam))[rows] for lam in lams)
+        return np.array([weights @ np.einsum("rc,rc->r", error, error) for error in errors])
+
+    def _shrink(self, lam: float) -> Floats:
+        return 1 / (self.values + self.values.dtype.type(lam))
 
 
-def _scaled(problem: Problem) -> tuple[Matrix, Vector]:
-    root = np.sqrt(problem.weights)
-    return problem.Z * root[:, None], root
+def _least(system: _System, rows: Rows, weights: Vector) -> float:
+    """Return the λ with the least squared error over the rows (r,) left out, of which each has a weight."""
+    if system.tall:  # of few rows the smallest λ matter, and all is quick
+        # Single precision takes half the time; those that it cannot tell apart are compared in double.
+        lams = LAMBDAS[_STABLE * float(np.trace(system.matrix)) < LAMBDAS]
+        rough = _Path.of(system, np.float32).losses(lams, rows, weights)
+        close = rough <= rough.min() * (1 + _TOLD_APART)
+        if close.sum() == 1 and not close[0]:
+            return float(lams[close][0])
+    return float(LAMBDAS[np.argmin(_Path.of(system).losses(LAMBDAS, rows, weights))])
 
 
-def _left_out(image: Matrix, share: Vector, y: Rows, root: Vector, *, tall: bool) -> Matrix:
-    """Turn fitted values into residuals of rows left out, (n, C), writing over `image`.
+def _left_out(image: Floats, share: Floats, y: Rows, root: Floats, *, tall: bool) -> Floats:
+    """Turn fitted values into residuals of rows left out, (r, C), writing over `image`.
 
     Tall: image is ŷ and share h, and the residual (y - ŷ) / (1 - h). Otherwise image is K⁻¹y and share the
     diagonal of K⁻¹: the same quotient with λ cancelled, which stays accurate where h is within rounding of 1.
@@ -108,47 +151,29 @@ def _left_out(image: Matrix, share: Vector, y: Rows, root: Vector, *, tall: bool
 
 def fit(problem: Problem) -> Fit:
     """Choose λ (unless it is given) and solve."""
-    rows, lam = holdable(problem), problem.options.lam
-    if lam is None and not len(rows):
-        lam = _ONE_SHOT_LAMBDA
-    if lam is not None:
-        return Fit(Linear(_coefficients(problem, lam), np.zeros(problem.n_classes)), {"lam": lam})
-    path = _Path.of(problem)
-    lam, error = path.search(rows, problem.weights[rows])
-    linear = Linear(path.coefficients(lam), np.zeros(problem.n_classes))
-    # On few rows the metrics take folds instead: see held_out.
-    return Fit(linear, {"lam": lam}, held_out=_held_out(problem, rows, error) if len(problem.y) > MAX_FOLDED else None)
+    rows, lam, system = holdable(problem), problem.options.lam, _System.of(problem)
+    # On few rows the metrics take folds: see held_out.
+    if lam is None and len(rows) and len(problem.y) > MAX_FOLDED:
+        lam = _least(system, rows, problem.weights[rows])
+        W, error = system.left_out(lam)
+        return Fit(_linear(W), {"lam": lam}, held_out=_held_out(problem.y, rows, error))
+    if lam is None:
+        lam = _least(system, rows, problem.weights[rows]) if len(rows) else _ONE_SHOT_LAMBDA
+    return Fit(_linear(system.coefficients(lam)), {"lam": lam})
 
 
 def fit_moments(moments: Moments, sample: Problem) -> Fit:
     """Fit from sums; λ and what is held out go by rows of the sample, each taken out of the sums in turn."""
-    path, lam = _Path.of_moments(moments, sample), sample.options.lam
+    system, lam = _System.of_moments(moments, sample), sample.options.lam
     rows = np.flatnonzero(moments.counts[sample.y] >= 2)  # noqa: PLR2004
-    if not len(rows):
-        lam = lam or _ONE_SHOT_LAMBDA
     if lam is None:
-        lam, error = path.search(rows, np.ones(len(rows)))
-    else:
-        error = path.residuals(lam)[rows]
-    linear = Linear(path.coefficients(lam), np.zeros(sample.n_classes))
-    return Fit(linear, {"lam": lam}, held_out=_held_out(sample, rows, error))
+        lam = _least(system, rows, np.ones(len(rows))) if len(rows) else _ONE_SHOT_LAMBDA
+    W, error = system.left_out(lam)
+    return Fit(_linear(W), {"lam": lam}, held_out=_held_out(sample.y, rows, error))
 
 
-def _stable(system: Matrix, lam: float) -> bool:
-    return lam > _STABLE * float(np.trace(system)) / len(system)
-
-
-def _coefficients(problem: Problem, lam: float) -> Matrix:
-    """W (d, C) for one λ: an eighth of the work of all, which is what counts in folds."""
-    Z, root = _scaled(problem)
-    tall = Z.shape[0] > Z.shape[1]
-    system = Z.T @ Z if tall else Z @ Z.T
-    if not _stable(system, lam):
-        return _Path.of(problem).coefficients(lam)
-    system[np.diag_indices(len(system))] += lam
-    if tall:
-        return np.asarray(np.linalg.solve(system, problem.class_sums(Z * root[:, None]).T), dtype=np.float64)
-    return np.asarray(Z.T @ np.linalg.solve(system, problem.one_hot * root[:, None]), dtype=np.float64)
+def _linear(W: Matrix) -> Linear:
+    return Linear(W, np.zeros(W.shape[1]))
 
 
 def held_out(problem: Problem) -> HeldOut:
@@ -168,30 +193,15 @@ def leave_one_out(problem: Problem) -> HeldOut:
 
 
 def fit_and_leave_out(problem: Problem) -> tuple[Linear, HeldOut]:
-    """Fit for the λ in the options and, from the same inverse, score every row that can be left out."""
-    rows, lam = holdable(problem), problem.options.lam or _ONE_SHOT_LAMBDA
-    Z, root = _scaled(problem)
-    tall = Z.shape[0] > Z.shape[1]
-    system = Z.T @ Z if tall else Z @ Z.T
-    if _stable(system, lam):
-        system[np.diag_indices(len(system))] += lam
-        inverse = np.linalg.inv(system)
-        if tall:
-            W = inverse @ problem.class_sums(Z * root[:, None]).T
-            image, share = Z @ W, np.einsum("nd,nd->n", Z @ inverse, Z)
-        else:
-            image, share = problem.class_sums(inverse * root[:, None]).T, np.diag(inverse)
-            W = Z.T @ image
-        error = _left_out(image, share, problem.y, root, tall=tall)
-    else:
-        path = _Path.of(problem)
-        W, error = path.coefficients(lam), path.residuals(lam)
-    return Linear(W, np.zeros(problem.n_classes)), _held_out(problem, rows, error[rows])
+    """Fit for the λ in the options and, from the same factor, score every row that can be left out."""
+    W, error = _System.of(problem).left_out(problem.options.lam or _ONE_SHOT_LAMBDA)
+    return _linear(W), _held_out(problem.y, holdable(problem), error)
 
 
-def _held_out(problem: Problem, rows: Rows, error: Matrix) -> HeldOut:
-    logits = -error
-    logits[np.arange(len(rows)), problem.y[rows]] += 1.0
+def _held_out(y: Rows, rows: Rows, error: Floats) -> HeldOut:
+    """Return the logits that belong to the residuals, (r, C), of the rows that can be left out."""
+    logits = -np.asarray(error[rows], dtype=np.float64)
+    logits[np.arange(len(rows)), y[rows]] += 1.0
     return HeldOut(logits, rows, len(rows), "leave-one-out")
 
 

@@ -94,6 +94,21 @@ def test_sums_give_what_the_rows_give(sizes: list[int]) -> None:
     np.testing.assert_allclose(fit.held_out.logits, leave_one_out(whole).logits, atol=1e-9)
 
 
+@pytest.mark.parametrize("spread", [1.5, 0.01])
+def test_many_rows_left_out_in_single_precision_score_as_in_double(spread: float) -> None:
+    rng, y = np.random.default_rng(0), np.repeat(np.arange(30), 25)
+    along = np.geomspace(1, 1e-3, 64)  # the eigenvalues of features fall like this, or less
+    X = rng.normal(size=(30, 64))[y] + spread * along * rng.normal(size=(len(y), 64))
+    whole = Problem(unit_rows(X), y, 30, HeadOptions())
+    fit = LDA.fit(whole)
+    exact = leave_one_out(whole.fixing(fit.chosen)).logits
+    assert fit.held_out is not None
+    np.testing.assert_allclose(fit.held_out.logits, exact, atol=1e-3 * np.abs(exact).max())
+    np.testing.assert_array_equal(fit.held_out.logits.argmax(axis=1), exact.argmax(axis=1))
+    moments = fit_moments(Moments.of(whole, gram=True), whole)
+    assert fit.chosen == moments.chosen
+
+
 def noisy(seed: int, spread: NDArray[np.float64], per_class: int, apart: float = 0.3) -> Problem:
     """Five classes, so far apart in each dimension, whose rows are spread about their means by so much."""
     rng, y = np.random.default_rng(seed), np.repeat(np.arange(5), per_class)
