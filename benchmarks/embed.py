@@ -4,7 +4,8 @@
 
  (a) the ceiling: the server's own decoding and forward in one process, overlapped, in full batches, no server;
  (b) the plain loop that people write first: Pillow, torchvision's preset, the eager network in fp32;
- (c) the server: 1, 8 and 32 closed-loop clients of unary calls, one EmbedStream, the client library's embed(list);
+ (c) the server: 1, 8 and 32 closed-loop clients of unary calls, one EmbedStream with an image a message and one with
+     16, the client library's embed(list);
  (d) LitServe with its ordinary recipe (`--litserve tuned` for a faster one), 32 closed-loop clients over HTTP.
 
 Then Poisson arrivals at parts of what 32 clients reached. All read the same photographs, and each message has bytes

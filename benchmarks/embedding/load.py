@@ -35,9 +35,9 @@ class Load:
         """Unary calls of one image from clients that each wait for the answer before they ask again."""
         return asyncio.run(self._closed(images, clients))
 
-    def bulk(self, images: int) -> Reading:
-        """One EmbedStream, as fast as the server reads."""
-        return asyncio.run(self._bulk(images))
+    def bulk(self, images: int, a_message: int = 1) -> Reading:
+        """One EmbedStream, as fast as the server reads, of so many images a message."""
+        return asyncio.run(self._bulk(images // a_message, a_message))
 
     def library(self, images: int) -> Reading:
         """One call of the client library's `embed` with a list."""
@@ -67,15 +67,15 @@ class Load:
         wire.check_unary(kept)
         return reading
 
-    async def _bulk(self, images: int) -> Reading:
+    async def _bulk(self, messages: int, a_message: int) -> Reading:
         async def requests() -> AsyncIterator[bytes]:
-            for item_id in range(images):
-                yield self._requests.stream(item_id)
+            for item_id in range(messages):
+                yield self._requests.stream(item_id, a_message)
 
         async with connections(self._address, 1) as (channel,):
-            with clocked(images) as reading:
+            with clocked(messages * a_message) as reading:
                 replies = [reply async for reply in wire.stream(channel)(requests())]
-        wire.check_stream(replies, set(range(images)))
+        wire.check_stream(replies, set(range(messages)), a_message)
         return reading
 
     async def _library(self, images: int) -> Reading:

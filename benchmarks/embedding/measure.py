@@ -24,6 +24,7 @@ from embedding.weights import weights_for
 CEILING_BATCHES = (8, 16, 32)
 LOOP_BATCHES = (1, 16)
 CLIENTS = (1, 8, 32)
+TOGETHER = 16  # images a message, of the stream that has several
 LOADS = (0.5, 0.8, 1.2)
 WARM = 32  # images of the uncounted turn that each measurement begins with
 STEP = 32  # images: whole batches of any size
@@ -137,6 +138,7 @@ def _on_server(load: Load) -> Iterator[tuple[str, Measurement]]:
     for clients in CLIENTS:
         yield f"clients_{clients}", closed(clients)
     yield "bulk", load.bulk
+    yield f"bulk_{TOGETHER}", lambda images: load.bulk(images, TOGETHER)
     yield "library", load.library
 
 

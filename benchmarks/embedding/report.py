@@ -8,7 +8,7 @@ from typing import Any
 
 from common.figures import section
 from embedding.arrivals import OpenReading
-from embedding.measure import LOADS, Results
+from embedding.measure import LOADS, TOGETHER, Results
 from embedding.ratios import open_median, ratios
 
 WIDTH = 38
@@ -20,6 +20,7 @@ RATES = {
     "clients_8": "(c) server, 8 clients",
     "clients_32": "(c) server, 32 clients",
     "bulk": "(c) server, one EmbedStream",
+    f"bulk_{TOGETHER}": f"(c) the same, {TOGETHER} images a message",
     "library": "(c) server, library's embed(list)",
     "litserve_ordinary": "(d) LitServe, 32 clients",
     "litserve_tuned": "(d) LitServe tuned, 32 clients",

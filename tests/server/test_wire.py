@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -107,6 +107,50 @@ def test_a_stream_answers_each_image_by_its_id(embedding: Any) -> None:
         else:
             got = np.frombuffer(reply.vector.data, "<f4")
             np.testing.assert_allclose(got, rows[number % 16], rtol=1e-3, atol=1e-4)
+
+
+def test_a_streams_messages_may_hold_several_images(embedding: Any) -> None:
+    pictures = images(12)
+    unary = embedding.Embed(epb.EmbedRequest(images=pictures), timeout=60).vectors
+    rows = np.frombuffer(unary.data, "<f4").reshape(unary.rows, unary.cols)
+    broken = [*pictures[:3], pb.Image(data=b"x"), *pictures[3:5]]
+    requests = [
+        epb.EmbedStreamRequest(item_id=1, images=pictures),
+        epb.EmbedStreamRequest(item_id=2, images=broken, dtype=pb.DTYPE_FLOAT16),
+        epb.EmbedStreamRequest(item_id=3, image=pictures[7]),
+        epb.EmbedStreamRequest(item_id=4, images=[pb.Image(data=b"x")]),
+    ]
+    replies = {reply.item_id: reply for reply in embedding.EmbedStream(iter(requests), timeout=60)}
+    assert sorted(replies) == [1, 2, 3, 4]
+
+    def vectors(item_id: int, dtype: str = "<f4") -> Any:
+        matrix = replies[item_id].vector
+        return np.frombuffer(matrix.data, dtype).astype(np.float32).reshape(matrix.rows, matrix.cols)
+
+    np.testing.assert_allclose(vectors(1), rows, rtol=1e-3, atol=1e-4)
+    expected = np.concatenate([rows[:3], np.zeros_like(rows[:1]), rows[3:5]])
+    np.testing.assert_allclose(vectors(2, "<f2"), expected, atol=1e-2 * np.abs(rows).max())
+    assert [(error.index, error.status.code) for error in replies[2].errors] == [(3, INVALID)]
+    np.testing.assert_allclose(vectors(3), rows[7:8], rtol=1e-3, atol=1e-4)
+    assert [error.index for error in replies[4].errors] == [0]
+    assert not vectors(4).any()
+    assert not replies[1].errors
+
+
+@pytest.mark.parametrize(
+    ("request_of", "code", "hint"),
+    [
+        (lambda: epb.EmbedStreamRequest(image=images(1)[0], images=images(2)), INVALID, "not both"),
+        (lambda: epb.EmbedStreamRequest(images=[pb.Image()] * 1025), OUT_OF_RANGE, "limit is 1024"),
+    ],
+)
+def test_a_streams_message_that_asks_for_what_cannot_be(
+    embedding: Any, request_of: Callable[[], epb.EmbedStreamRequest], code: int, hint: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(embedding.EmbedStream(iter([request_of()]), timeout=60))
+    assert caught.value.code().value[0] == code
+    assert hint in (caught.value.details() or "")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from likewise_proto.v1 import common_pb2 as likewise_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blikewise/v1/embedding.proto\x12\x0blikewise.v1\x1a\x17google/rpc/status.proto\x1a\x18likewise/v1/common.proto\"\x81\x01\n\x0c\x45mbedRequest\x12*\n\x08\x62\x61\x63kbone\x18\x01 \x01(\x0b\x32\x18.likewise.v1.BackboneRef\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.likewise.v1.Image\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.likewise.v1.DType\"\xac\x01\n\rEmbedResponse\x12$\n\x07vectors\x18\x01 \x01(\x0b\x32\x13.likewise.v1.Matrix\x12&\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x16.likewise.v1.ItemError\x12!\n\x05space\x18\x03 \x01(\x0b\x32\x12.likewise.v1.Space\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.likewise.v1.StageTimings\"\x97\x01\n\x12\x45mbedStreamRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.likewise.v1.Image\x12*\n\x08\x62\x61\x63kbone\x18\x03 \x01(\x0b\x32\x18.likewise.v1.BackboneRef\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.likewise.v1.DType\"\xcb\x01\n\x13\x45mbedStreamResponse\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12%\n\x06vector\x18\x02 \x01(\x0b\x32\x13.likewise.v1.MatrixH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12!\n\x05space\x18\x04 \x01(\x0b\x32\x12.likewise.v1.Space\x12*\n\x07timings\x18\x05 \x01(\x0b\x32\x19.likewise.v1.StageTimingsB\x08\n\x06result\"R\n\x14ListBackbonesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0bserved_only\x18\x03 \x01(\x08\"\xa9\x01\n\x0c\x42\x61\x63kboneInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06served\x18\x02 \x01(\x08\x12!\n\x05space\x18\x03 \x01(\x0b\x32\x12.likewise.v1.Space\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x0e\n\x06layers\x18\x06 \x03(\t\x12\x12\n\ninput_size\x18\x07 \x01(\r\x12\x11\n\texecution\x18\x08 \x01(\t\"^\n\x15ListBackbonesResponse\x12,\n\tbackbones\x18\x01 \x03(\x0b\x32\x19.likewise.v1.BackboneInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\x9b\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\r\x12\x11\n\tmax_items\x18\x02 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x04\x12\x12\n\nmax_pixels\x18\x04 \x01(\x04\x12\r\n\x05max_k\x18\x05 \x01(\r\x12\x15\n\rstream_window\x18\x06 \x01(\r\x12\x10\n\x08max_hits\x18\x07 \x01(\r\"\x89\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.likewise.v1.Limits\x12\x18\n\x10\x64\x65\x66\x61ult_backbone\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08uptime_s\x18\x05 \x01(\x01\x32\xd8\x02\n\x10\x45mbeddingService\x12>\n\x05\x45mbed\x12\x19.likewise.v1.EmbedRequest\x1a\x1a.likewise.v1.EmbedResponse\x12T\n\x0b\x45mbedStream\x12\x1f.likewise.v1.EmbedStreamRequest\x1a .likewise.v1.EmbedStreamResponse(\x01\x30\x01\x12V\n\rListBackbones\x12!.likewise.v1.ListBackbonesRequest\x1a\".likewise.v1.ListBackbonesResponse\x12V\n\rGetServerInfo\x12!.likewise.v1.GetServerInfoRequest\x1a\".likewise.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blikewise/v1/embedding.proto\x12\x0blikewise.v1\x1a\x17google/rpc/status.proto\x1a\x18likewise/v1/common.proto\"\x81\x01\n\x0c\x45mbedRequest\x12*\n\x08\x62\x61\x63kbone\x18\x01 \x01(\x0b\x32\x18.likewise.v1.BackboneRef\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.likewise.v1.Image\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.likewise.v1.DType\"\xac\x01\n\rEmbedResponse\x12$\n\x07vectors\x18\x01 \x01(\x0b\x32\x13.likewise.v1.Matrix\x12&\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x16.likewise.v1.ItemError\x12!\n\x05space\x18\x03 \x01(\x0b\x32\x12.likewise.v1.Space\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.likewise.v1.StageTimings\"\xbb\x01\n\x12\x45mbedStreamRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.likewise.v1.Image\x12\"\n\x06images\x18\x05 \x03(\x0b\x32\x12.likewise.v1.Image\x12*\n\x08\x62\x61\x63kbone\x18\x03 \x01(\x0b\x32\x18.likewise.v1.BackboneRef\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.likewise.v1.DType\"\xf3\x01\n\x13\x45mbedStreamResponse\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12%\n\x06vector\x18\x02 \x01(\x0b\x32\x13.likewise.v1.MatrixH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12&\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x16.likewise.v1.ItemError\x12!\n\x05space\x18\x04 \x01(\x0b\x32\x12.likewise.v1.Space\x12*\n\x07timings\x18\x05 \x01(\x0b\x32\x19.likewise.v1.StageTimingsB\x08\n\x06result\"R\n\x14ListBackbonesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0bserved_only\x18\x03 \x01(\x08\"\xa9\x01\n\x0c\x42\x61\x63kboneInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06served\x18\x02 \x01(\x08\x12!\n\x05space\x18\x03 \x01(\x0b\x32\x12.likewise.v1.Space\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x0e\n\x06layers\x18\x06 \x03(\t\x12\x12\n\ninput_size\x18\x07 \x01(\r\x12\x11\n\texecution\x18\x08 \x01(\t\"^\n\x15ListBackbonesResponse\x12,\n\tbackbones\x18\x01 \x03(\x0b\x32\x19.likewise.v1.BackboneInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\x9b\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\r\x12\x11\n\tmax_items\x18\x02 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x04\x12\x12\n\nmax_pixels\x18\x04 \x01(\x04\x12\r\n\x05max_k\x18\x05 \x01(\r\x12\x15\n\rstream_window\x18\x06 \x01(\r\x12\x10\n\x08max_hits\x18\x07 \x01(\r\"\x89\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.likewise.v1.Limits\x12\x18\n\x10\x64\x65\x66\x61ult_backbone\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08uptime_s\x18\x05 \x01(\x01\x32\xd8\x02\n\x10\x45mbeddingService\x12>\n\x05\x45mbed\x12\x19.likewise.v1.EmbedRequest\x1a\x1a.likewise.v1.EmbedResponse\x12T\n\x0b\x45mbedStream\x12\x1f.likewise.v1.EmbedStreamRequest\x1a .likewise.v1.EmbedStreamResponse(\x01\x30\x01\x12V\n\rListBackbones\x12!.likewise.v1.ListBackbonesRequest\x1a\".likewise.v1.ListBackbonesResponse\x12V\n\rGetServerInfo\x12!.likewise.v1.GetServerInfoRequest\x1a\".likewise.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,21 +38,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDRESPONSE']._serialized_start=228
   _globals['_EMBEDRESPONSE']._serialized_end=400
   _globals['_EMBEDSTREAMREQUEST']._serialized_start=403
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=554
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=557
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=760
-  _globals['_LISTBACKBONESREQUEST']._serialized_start=762
-  _globals['_LISTBACKBONESREQUEST']._serialized_end=844
-  _globals['_BACKBONEINFO']._serialized_start=847
-  _globals['_BACKBONEINFO']._serialized_end=1016
-  _globals['_LISTBACKBONESRESPONSE']._serialized_start=1018
-  _globals['_LISTBACKBONESRESPONSE']._serialized_end=1112
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1114
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=1136
-  _globals['_LIMITS']._serialized_start=1139
-  _globals['_LIMITS']._serialized_end=1294
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=1297
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1434
-  _globals['_EMBEDDINGSERVICE']._serialized_start=1437
-  _globals['_EMBEDDINGSERVICE']._serialized_end=1781
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=590
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=593
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=836
+  _globals['_LISTBACKBONESREQUEST']._serialized_start=838
+  _globals['_LISTBACKBONESREQUEST']._serialized_end=920
+  _globals['_BACKBONEINFO']._serialized_start=923
+  _globals['_BACKBONEINFO']._serialized_end=1092
+  _globals['_LISTBACKBONESRESPONSE']._serialized_start=1094
+  _globals['_LISTBACKBONESRESPONSE']._serialized_end=1188
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=1190
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=1212
+  _globals['_LIMITS']._serialized_start=1215
+  _globals['_LIMITS']._serialized_end=1370
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1373
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1510
+  _globals['_EMBEDDINGSERVICE']._serialized_start=1513
+  _globals['_EMBEDDINGSERVICE']._serialized_end=1857
 # @@protoc_insertion_point(module_scope)

@@ -80,6 +80,7 @@ class EmbedStreamRequest(google.protobuf.message.Message):
 
     ITEM_ID_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
+    IMAGES_FIELD_NUMBER: builtins.int
     BACKBONE_FIELD_NUMBER: builtins.int
     DTYPE_FIELD_NUMBER: builtins.int
     item_id: builtins.int
@@ -87,7 +88,13 @@ class EmbedStreamRequest(google.protobuf.message.Message):
     dtype: likewise_proto.v1.common_pb2.DType.ValueType
     """likewise"""
     @property
-    def image(self) -> likewise_proto.v1.common_pb2.Image: ...
+    def image(self) -> likewise_proto.v1.common_pb2.Image:
+        """either this, or"""
+
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[likewise_proto.v1.common_pb2.Image]:
+        """several that are answered together, at most Limits.max_items: fewer messages cost less"""
+
     @property
     def backbone(self) -> likewise_proto.v1.common_pb2.BackboneRef:
         """read from the first message; later ones may leave it unset"""
@@ -97,11 +104,12 @@ class EmbedStreamRequest(google.protobuf.message.Message):
         *,
         item_id: builtins.int = ...,
         image: likewise_proto.v1.common_pb2.Image | None = ...,
+        images: collections.abc.Iterable[likewise_proto.v1.common_pb2.Image] | None = ...,
         backbone: likewise_proto.v1.common_pb2.BackboneRef | None = ...,
         dtype: likewise_proto.v1.common_pb2.DType.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["backbone", b"backbone", "image", b"image"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["backbone", b"backbone", "dtype", b"dtype", "image", b"image", "item_id", b"item_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backbone", b"backbone", "dtype", b"dtype", "image", b"image", "images", b"images", "item_id", b"item_id"]) -> None: ...
 
 global___EmbedStreamRequest = EmbedStreamRequest
 
@@ -112,15 +120,22 @@ class EmbedStreamResponse(google.protobuf.message.Message):
     ITEM_ID_FIELD_NUMBER: builtins.int
     VECTOR_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    ERRORS_FIELD_NUMBER: builtins.int
     SPACE_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
     item_id: builtins.int
     @property
     def vector(self) -> likewise_proto.v1.common_pb2.Matrix:
-        """one row"""
+        """one row; of `images` one each, in order, a failed one's all zeros"""
 
     @property
-    def error(self) -> google.rpc.status_pb2.Status: ...
+    def error(self) -> google.rpc.status_pb2.Status:
+        """of `image`"""
+
+    @property
+    def errors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[likewise_proto.v1.common_pb2.ItemError]:
+        """of `images`, by their position in the message"""
+
     @property
     def space(self) -> likewise_proto.v1.common_pb2.Space: ...
     @property
@@ -131,11 +146,12 @@ class EmbedStreamResponse(google.protobuf.message.Message):
         item_id: builtins.int = ...,
         vector: likewise_proto.v1.common_pb2.Matrix | None = ...,
         error: google.rpc.status_pb2.Status | None = ...,
+        errors: collections.abc.Iterable[likewise_proto.v1.common_pb2.ItemError] | None = ...,
         space: likewise_proto.v1.common_pb2.Space | None = ...,
         timings: likewise_proto.v1.common_pb2.StageTimings | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["error", b"error", "result", b"result", "space", b"space", "timings", b"timings", "vector", b"vector"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["error", b"error", "item_id", b"item_id", "result", b"result", "space", b"space", "timings", b"timings", "vector", b"vector"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "errors", b"errors", "item_id", b"item_id", "result", b"result", "space", b"space", "timings", b"timings", "vector", b"vector"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["vector", "error"] | None: ...
 
 global___EmbedStreamResponse = EmbedStreamResponse

@@ -48,7 +48,7 @@ class EmbeddingServicer(EmbeddingServiceServicer):
     async def EmbedStream(
         self, requests: AsyncIterator[epb.EmbedStreamRequest], context: Context
     ) -> AsyncIterator[epb.EmbedStreamResponse]:
-        """Reply to each image as its vector is ready."""
+        """Reply to each message as its vectors are ready."""
         first: list[tuple[BackboneRef, pb.DType.ValueType]] = []
         caller = self._engine.embedder.new_caller()
         deadline = deadline_of(context)  # asked now: the context of a stream that was dropped may be gone
@@ -57,28 +57,36 @@ class EmbeddingServicer(EmbeddingServiceServicer):
             if not first:
                 first.append((convert.ref_from(request.backbone), request.dtype))
             ref = convert.ref_from(request.backbone) if request.HasField("backbone") else first[0][0]
-            result = await self._engine.embedder.embed(
-                [request.image.data], ref, deadline=deadline, wait=True, caller=caller
-            )
+            images = self._images_of(request)
+            result = await self._engine.embedder.embed(images, ref, deadline=deadline, wait=True, caller=caller)
             reply = epb.EmbedStreamResponse(
                 item_id=request.item_id,
                 space=convert.space_to(result.space),
                 timings=convert.timings_to(result.timings),
             )
-            if result.errors:
+            if result.errors and not request.images:
                 reply.error.CopyFrom(convert.status_of(result.errors[0]))
-            else:
-                reply.vector.CopyFrom(convert.matrix_to(result.vectors, request.dtype or first[0][1]))
+                return reply
+            reply.vector.CopyFrom(convert.matrix_to(result.vectors, request.dtype or first[0][1]))
+            reply.errors.extend(convert.item_errors(result.errors))
             return reply
 
         def size(request: epb.EmbedStreamRequest) -> int:
-            return len(request.image.data)
+            return len(request.image.data) + sum(len(image.data) for image in request.images)
 
         read = until(requests, self._draining)
         async for reply in as_ready(read, one, self._limits.stream_window, size, self._limits.max_message_bytes):
             yield reply
         if self._draining.is_set():
             raise Unavailable(SHUTTING_DOWN)
+
+    def _images_of(self, request: epb.EmbedStreamRequest) -> list[bytes]:
+        if not request.images:
+            return [request.image.data]
+        if request.HasField("image"):
+            raise InvalidArgument("a message has image and images: send one image, or several, not both")
+        self._limits.check_items(len(request.images), "images")
+        return [image.data for image in request.images]
 
     async def ListBackbones(
         self,
