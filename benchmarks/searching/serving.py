@@ -12,6 +12,7 @@ from typing import Any
 from common.figures import percentile_ms
 from common.processes import Child
 from common.server import LikewiseServer
+from likewise_server.store.policy import SEAL
 from searching.candidates import lists_for
 from searching.contest import data_directory
 from searching.loader import NAME
@@ -82,7 +83,7 @@ def _busy(loader: Child, ingester: Child, plan: Plan, say: Say) -> dict[str, Fac
         found["ingest beside searches"] = ingesting.result()
     found["while ingesting"] = _pooled(slices)
     say("searching while building")
-    _wait(ingester, lambda state: not _building(state), SETTLE_S)  # whatever the ingestion set off
+    _wait(ingester, _settled, SETTLE_S)  # builds that the ingestion set off, of which one follows the other
     state = ingester.ask("state", collection=NAME)
     lists = lists_for(plan.n)
     wanted = next(f for f in (f"IVF{lists},Flat", f"IVF{lists // 2},Flat") if f != state.get("index"))
@@ -101,6 +102,11 @@ def _busy(loader: Child, ingester: Child, plan: Plan, say: Say) -> dict[str, Fac
 
 def _building(collection: Facts) -> bool:
     return bool(collection.get("index_state", {}).get("building"))
+
+
+def _settled(collection: Facts) -> bool:
+    """Whether nothing is being built, and so few rows are outside of segments that nothing will be."""
+    return not _building(collection) and int(collection.get("index_state", {}).get("delta", 0)) <= SEAL
 
 
 def _wait(child: Child, until: Callable[[Facts], bool], patience: float) -> bool:

@@ -161,7 +161,7 @@ class EmbeddedStore:
     def _info(self, collection: Collection, rows: Sequence[segments.SegmentRow]) -> CollectionInfo:
         index = self._indexes.peek(collection.id)
         snapshot = index.snapshot if index is not None else None
-        delta = int(snapshot.delta.rows.nbytes) if snapshot is not None else 0
+        delta = snapshot.delta.nbytes if snapshot is not None else 0
         used = [part.segment.row for part in snapshot.segments if part.segment] if snapshot is not None else rows
         return CollectionInfo(
             collection.name,

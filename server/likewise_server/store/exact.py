@@ -4,7 +4,8 @@ A matrix product computes one vector's score a little differently in a batch, al
 rows. The best few are therefore scored again in float64, ties going to the older row. Where the last candidate
 was so close that a row left out could belong in the answer (many copies of one image, say), all are scanned.
 
-The product is NumPy's, in blocks over rows that may be mapped from a file: it takes any mask, without a selector.
+The product is NumPy's, in blocks over rows that may be mapped from a file: it takes any mask, without a selector. Of
+many rows that have them, bytes are asked first which rows need no product at all (codes.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from likewise_server.store import codes
 from likewise_server.store.parts import BLOCK, Part
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from likewise_server.store.types import Bool, Float32, Int64, Metric
+
+    Proposal = tuple[Int64, float]
+    """Positions, and a float32 score that no allowed row left out exceeds."""
 
 GATHER_SHARE = 0.25  # below it, the allowed rows are copied out first
 SCORES = 2**24  # float32 scores held at once
@@ -37,11 +42,37 @@ def nearest(
     """
     if not len(queries):
         return []
-    proposals = [_propose(part, allowed, queries, 2 * k + 32, metric) for part, allowed in parts]
-    return [
-        _decide(parts, [(at[i], last[i]) for at, last in proposals], query, k, metric)
-        for i, query in enumerate(queries)
-    ]
+    proposals = [_proposals(part, allowed, queries, k, metric) for part, allowed in parts]
+    return [_decide(parts, [each[i] for each in proposals], query, k, metric) for i, query in enumerate(queries)]
+
+
+def _proposals(part: Part, allowed: Bool, queries: Float32, k: int, metric: Metric) -> list[Proposal]:
+    """Return what `_propose` does, for each query."""
+    want = 2 * k + 32
+    found: list[Proposal | None] = [None] * len(queries)
+    if part.codes is not None and metric != "l2" and int(np.count_nonzero(allowed)) >= max(codes.LEAST, want):
+        step = max(1, SCORES // len(allowed))
+        for start in range(0, len(queries), step):
+            some = queries[start : start + step]
+            open_ = codes.candidates(part.codes, part.block(0, len(part)), allowed, some, k)
+            found[start : start + step] = [
+                None if at is None else _narrowed(part, at, query, want) for at, query in zip(open_, some, strict=True)
+            ]
+    left = [i for i, each in enumerate(found) if each is None]
+    if left:
+        at, last = _propose(part, allowed, queries if len(left) == len(queries) else queries[left], want, metric)
+        for row, i in enumerate(left):
+            found[i] = at[row], float(last[row])
+    return [each for each in found if each is not None]
+
+
+def _narrowed(part: Part, at: Int64, query: Float32, want: int) -> Proposal:
+    """Return the best `want` of the rows at `at`, which no other row can be better than."""
+    if len(at) <= want:
+        return at, -np.inf
+    scores = part.taken(at) @ query
+    top = np.argpartition(scores, len(at) - want)[-want:]
+    return at[top], float(scores[top].min())
 
 
 def _propose(
@@ -89,7 +120,7 @@ def merged(best: Float32, found: Int64, scores: Float32, at: Int64, want: int) -
 
 def _decide(
     parts: Sequence[tuple[Part, Bool]],
-    proposals: Sequence[tuple[Int64, float]],
+    proposals: Sequence[Proposal],
     query: Float32,
     k: int,
     metric: Metric,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from likewise_server.store import policy
+from likewise_server.store.codes import Codes
 from likewise_server.store.parts import Part, squares_of
 from likewise_server.store.vectors import searchable
 
@@ -101,7 +102,7 @@ class CollectionIndex:
         """
         known = tuple(part.only(part.mask_of(alive)) for part in segments)
         ready = self._ready(rows)
-        delta = Part.of(vids, ready, squares_of(ready))
+        delta = Part(vids, ready, np.ones(len(vids), np.bool_), squares_of(ready), codes=Codes(self.dim))
         with self._lock:
             self._buffer = _Buffer(vids, ready)
             self._snapshot = Snapshot(seq, known, delta)
@@ -138,7 +139,8 @@ class CollectionIndex:
             ready = self._ready(change.rows)
             vids, rows = buffer.append(change.vids, ready)
             alive = np.concatenate([delta.alive, np.ones(len(ready), np.bool_)])
-            delta = Part(vids, rows, alive, np.concatenate([delta.squares, squares_of(ready)]), delta.dead)
+            squares = np.concatenate([delta.squares, squares_of(ready)])
+            delta = Part(vids, rows, alive, squares, delta.dead, codes=delta.codes)
         self._snapshot = Snapshot(
             change.seq,
             tuple(part.without(change.removed) for part in old.segments),
@@ -158,10 +160,11 @@ class CollectionIndex:
                 return
             alive = np.concatenate([part.vids[part.alive] for part in old.parts])
             kept = [part for part in old.segments if part.segment and part.segment.row.file not in replaced]
-            left = old.delta.alive & ~old.delta.mask_of(segment.vids)
-            vids, rows, squares = old.delta.vids[left], old.delta.block(0, len(left))[left], old.delta.squares[left]
+            left = np.flatnonzero(old.delta.alive & ~old.delta.mask_of(segment.vids))
+            vids, rows, squares = old.delta.vids[left], old.delta.taken(left), old.delta.squares[left]
             self._buffer = _Buffer(vids, rows)
-            delta = Part.of(vids, rows, squares)
+            codes = None if old.delta.codes is None else old.delta.codes.taken(left)
+            delta = Part(vids, rows, np.ones(len(vids), np.bool_), squares, codes=codes)
             self._snapshot = Snapshot(old.seq, (*kept, segment.only(segment.mask_of(alive))), delta)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from likewise_server.store.codes import Codes
     from likewise_server.store.segments import Segment
     from likewise_server.store.types import Bool, Float32, Int64
 
@@ -37,7 +38,7 @@ class Part:
     """`vids` `(n,)` ascending, `rows` `(n, d)` searchable, float32 or float16, `alive` `(n,)`.
 
     `squares` `(n,)` are the squared lengths of the rows, `dead` counts those not alive. `segment` is what the
-    rows are mapped from, None for those that are in none yet.
+    rows are mapped from, None for those that are in none yet, which may have `codes`.
     """
 
     vids: Int64
@@ -46,6 +47,7 @@ class Part:
     squares: Float32
     dead: int = 0
     segment: Segment | None = None
+    codes: Codes | None = None
     _bits: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -55,6 +57,11 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.vids)
+
+    @property
+    def nbytes(self) -> int:
+        """Return how much memory the rows take, mapped or not, and their codes."""
+        return int(self.rows.nbytes) + (0 if self.codes is None else self.codes.nbytes)
 
     def only(self, alive: Bool) -> Part:
         """Return the same rows, of which these are alive."""
