@@ -603,6 +603,23 @@ def test_bad_specifications_are_refused(store: Store, kwargs: dict[str, object])
     assert store.list_collections(10) == ([], "")
 
 
+def test_what_never_changes_is_known_until_the_collection_is_deleted(store: Store) -> None:
+    with pytest.raises(NotFound):
+        store.space_of("c")
+    assert store.known_space("c") is None
+    store.create_collection("c", dim=DIM, metric="l2", fingerprint="f")
+    space = store.space_of("c")
+    assert (space.name, space.dim, space.metric, space.fingerprint, space.backbone) == ("c", DIM, "l2", "f", "")
+    assert store.known_space("c") == space
+    store.delete_collection("c")
+    assert store.known_space("c") is None
+    with pytest.raises(NotFound):
+        store.space_of("c")
+    store.create_collection("c", dim=3, fingerprint="g")
+    assert store.space_of("c").dim == 3
+    assert store.space_of("c").created_at > space.created_at
+
+
 def test_collections_are_listed_by_name_and_deleted_with_all_they_hold(reopen: Callable[[], Store]) -> None:
     store = reopen()
     names = ["../../etc", "a/b", "c", "ü 猫", "z" * 128]

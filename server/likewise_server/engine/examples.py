@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from likewise_server.engine.queries import ByIds, ByImages, ByVectors, Query, Resolved
 from likewise_server.errors import FailedPrecondition, InvalidArgument, LikewiseError
-from likewise_server.store.types import CollectionInfo, Metric
+from likewise_server.store.types import CollectionSpace, Metric
 
 POSITIVE, NEGATIVE = 2.0, 1.0  # weights of the two means; see `rocchio`
 
@@ -60,7 +60,7 @@ def rocchio(positive: NDArray[np.float32], negative: NDArray[np.float32], metric
 
 
 async def combined(
-    query: ByExamples, info: CollectionInfo, resolved: Callable[[Query], Awaitable[Resolved]]
+    query: ByExamples, info: CollectionSpace, resolved: Callable[[Query], Awaitable[Resolved]]
 ) -> Resolved:
     """Return the one vector of the examples, (1, dim); what is wrong with one of them is the error of all.
 

@@ -34,8 +34,12 @@ class Merged:
     """Runs searches of a few queries together where they ask the same. For one event loop."""
 
     def __init__(self, at_once: int | None = None) -> None:
-        """`at_once`: calls that run side by side before others wait for company; by default one a core."""
-        self._at_once = at_once or os.cpu_count() or 1
+        """`at_once`: calls that run side by side before others wait for company.
+
+        By default one a core, but for the one that the event loop keeps busy: of more, each call has less company, and
+        all of them want the interpreter's lock.
+        """
+        self._at_once = at_once or max(1, (os.cpu_count() or 1) - 1)
         self._lines: dict[Hashable, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 

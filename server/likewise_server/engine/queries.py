@@ -14,7 +14,7 @@ from likewise_server.engine.timings import Timings
 from likewise_server.engine.workers import Workers
 from likewise_server.errors import FailedPrecondition, InvalidArgument, LikewiseError, NotFound
 from likewise_server.images import Views
-from likewise_server.store.types import CollectionInfo, Store
+from likewise_server.store.types import CollectionSpace, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def external_fingerprint(dim: int) -> str:
     return f"external:{dim}"
 
 
-def check_space(info: CollectionInfo, fingerprint: str) -> None:
+def check_space(info: CollectionSpace, fingerprint: str) -> None:
     """Raise FailedPrecondition unless `fingerprint` is the collection's; vectors from elsewhere need none."""
     if not fingerprint and info.backbone:
         raise FailedPrecondition(
@@ -75,7 +75,7 @@ def check_space(info: CollectionInfo, fingerprint: str) -> None:
         )
 
 
-async def collection_ref(embedder: Embedder, info: CollectionInfo) -> BackboneRef:
+async def collection_ref(embedder: Embedder, info: CollectionSpace) -> BackboneRef:
     """Return the feature that images for this collection go through, after checking that it is still the same space.
 
     Raises FailedPrecondition for a collection without a backbone, one whose backbone is not served,
@@ -98,7 +98,7 @@ async def collection_ref(embedder: Embedder, info: CollectionInfo) -> BackboneRe
 
 async def resolve(
     query: Query,
-    info: CollectionInfo,
+    info: CollectionSpace,
     *,
     embedder: Embedder,
     store: Store,
@@ -131,7 +131,7 @@ async def resolve(
     return Resolved(vectors, errors)
 
 
-def _checked(vectors: NDArray[np.float32], info: CollectionInfo, *, directions: bool) -> Resolved:
+def _checked(vectors: NDArray[np.float32], info: CollectionSpace, *, directions: bool) -> Resolved:
     if vectors.ndim != 2 or vectors.shape[1] != info.dim:  # noqa: PLR2004  # a matrix
         raise FailedPrecondition(
             f"these vectors have {vectors.shape[-1]} numbers, those of {info.name!r} have {info.dim}"

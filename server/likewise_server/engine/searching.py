@@ -17,7 +17,7 @@ from likewise_server.engine.timings import Timings
 from likewise_server.engine.wheres import both, group_field
 from likewise_server.engine.workers import Workers
 from likewise_server.errors import DeadlineExceeded, InvalidArgument, LikewiseError
-from likewise_server.store.types import CollectionInfo, Float32, Hit, SearchResult, Store
+from likewise_server.store.types import CollectionSpace, Float32, Hit, SearchResult, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,9 @@ class Searches:
         """
         wanted.check()
         timings = Timings()
-        info = await self._workers.run(self._store.get_collection, collection)
+        info = self._store.known_space(collection)
+        if info is None:
+            info = await self._workers.run(self._store.space_of, collection)
         as_vectors = partial(
             resolve,
             info=info,
@@ -130,7 +132,7 @@ class _Search:
         store: Store,
         workers: Workers,
         merged: Merged,
-        info: CollectionInfo,
+        info: CollectionSpace,
         resolved: Resolved,
         wanted: Wanted,
         left_out: Sequence[str],

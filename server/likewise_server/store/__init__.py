@@ -10,6 +10,7 @@ from likewise_server.errors import InvalidArgument
 from likewise_server.store.types import (
     Attributes,
     CollectionInfo,
+    CollectionSpace,
     FsckReport,
     HeadRow,
     Hit,
@@ -27,6 +28,7 @@ __all__ = [
     "ENGINES",
     "Attributes",
     "CollectionInfo",
+    "CollectionSpace",
     "FsckReport",
     "HeadRow",
     "Hit",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from likewise_server.errors import AlreadyExists, InvalidArgument, NotFound
 from likewise_server.store import approximate, attribute_indexes, schema
-from likewise_server.store.types import Metric, Storage
+from likewise_server.store.types import CollectionSpace, Metric, Storage
 
 if TYPE_CHECKING:
     import sqlite3
@@ -44,6 +44,11 @@ class Collection:
     index: str
     storage: Storage
     indexed: tuple[str, ...]
+
+    @property
+    def space(self) -> CollectionSpace:
+        """What never changes of it."""
+        return CollectionSpace(self.name, self.dim, self.metric, self.fingerprint, self.backbone, self.created_at)
 
 
 def check_name(name: str, what: str) -> None:

@@ -28,9 +28,11 @@ from likewise_server.store.schema import ReadPool
 from likewise_server.store.searching import Searcher, check_fingerprint
 from likewise_server.store.segments import SegmentFiles
 from likewise_server.store.shadow import Shadow
+from likewise_server.store.spaces import Spaces
 from likewise_server.store.types import (
     Attributes,
     CollectionInfo,
+    CollectionSpace,
     Float32,
     FsckReport,
     HeadRow,
@@ -85,6 +87,7 @@ class EmbeddedStore:
         self._closed = False
         self._closing = threading.Lock()
         self._indexes = Indexes()
+        self._spaces = Spaces()
         self._reads = ReadPool(path)
         self._writer = Writer(connection)
         self._builder = Builder(folder, self._reads)
@@ -130,6 +133,7 @@ class EmbeddedStore:
                 storage=storage,
             )
         )
+        self._spaces.forget(name)  # it may be one that is just being deleted
         return self.get_collection(made.name)
 
     def alter_collection(
@@ -141,6 +145,14 @@ class EmbeddedStore:
         if changed.index != before.index and changed.item_count:
             self._maintenance.request_anew(changed.id)
         return self.get_collection(changed.name)
+
+    def known_space(self, name: str) -> CollectionSpace | None:
+        """Return what never changes of a collection where that takes no waiting, else None."""
+        return self._spaces.known(name)
+
+    def space_of(self, name: str) -> CollectionSpace:
+        """Return what never changes of a collection."""
+        return self._spaces.of(name, lambda: self._find(name).space)
 
     def get_collection(self, name: str) -> CollectionInfo:
         """Return one collection."""
@@ -169,8 +181,8 @@ class EmbeddedStore:
             collection.metric,
             collection.fingerprint,
             collection.backbone,
-            collection.item_count,
             collection.created_at,
+            collection.item_count,
             reporting.bytes_by_part(collection, rows, delta),
             collection.index,
             collection.indexed,
@@ -181,6 +193,7 @@ class EmbeddedStore:
     def delete_collection(self, name: str) -> None:
         """Delete a collection with all that belongs to it."""
         collection_id, files = self._writer.call(lambda db: catalog.delete(db, name))
+        self._spaces.forget(name)
         self._indexes.drop(collection_id)
         self._shadow.forget(collection_id)
         for file in files:

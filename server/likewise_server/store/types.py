@@ -51,21 +51,27 @@ class IndexState:
 
 
 @dataclass(frozen=True, slots=True)
-class CollectionInfo:
-    """A collection as it is now.
-
-    `created_at` is in Unix seconds. `bytes_by_part` has `sqlite` (vectors in the database, without
-    attributes and indexes), `segments` (files) and `delta` (rows in memory that no segment holds yet).
-    `index`, `indexed` and `storage` are what was asked for, see `Store.create_collection`; `state` is what is.
-    """
+class CollectionSpace:
+    """What never changes of a collection. `created_at` is in Unix seconds."""
 
     name: str
     dim: int
     metric: Metric
     fingerprint: str
     backbone: str
-    count: int
     created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo(CollectionSpace):
+    """A collection as it is now.
+
+    `bytes_by_part` has `sqlite` (vectors in the database, without
+    attributes and indexes), `segments` (files) and `delta` (rows in memory that no segment holds yet).
+    `index`, `indexed` and `storage` are what was asked for, see `Store.create_collection`; `state` is what is.
+    """
+
+    count: int
     bytes_by_part: dict[str, int]
     index: str = "auto"
     indexed: tuple[str, ...] = ()
@@ -211,6 +217,12 @@ class Store(Protocol):
 
         Raises NotFound and InvalidArgument.
         """
+
+    def known_space(self, name: str) -> CollectionSpace | None:
+        """Return what `space_of` would where that takes no waiting, else None."""
+
+    def space_of(self, name: str) -> CollectionSpace:
+        """Return what never changes of a collection. Raises NotFound."""
 
     def get_collection(self, name: str) -> CollectionInfo:
         """Return one collection; raises NotFound."""
