@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import BaseModel
 
 from likewise_server.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from likewise_server.store import attribute_indexes, catalog, failpoints, folders, schema, vectors
+from likewise_server.store import attribute_indexes, catalog, failpoints, folders, heads, items, schema, vectors
 from likewise_server.store.lock import DirectoryLock
+from likewise_server.store.texts import checksum, intact
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -208,13 +209,21 @@ def _hex(digests: dict[str, _Hash]) -> dict[str, str]:
 
 def _damaged(db: sqlite3.Connection, table: str, columns: list[str], rows: list[tuple[Any, ...]]) -> Iterator[str]:
     """Yield what is wrong with rows by the checksums that they have carried since they were written."""
-    if table not in {"vectors", "heads"}:
-        return
     for row in rows:
         facts = dict(zip(columns, row, strict=True))
-        if isinstance(facts["data"], bytes) and zlib.crc32(facts["data"]) == facts["crc"]:
+        if "data" in facts and not (isinstance(facts["data"], bytes) and zlib.crc32(facts["data"]) == facts["crc"]):
+            sound = False
+        else:
+            words = {"items": items.TEXTS, "heads": heads.TEXTS, "collections": catalog.FIXED}.get(table, ())
+            crc = facts.get("text_crc")  # which formats before 3 have not
+            sound = crc is None or intact(crc, *(facts[column] for column in words))
+        if sound:
             continue
-        if table == "heads":
+        if table == "collections":
+            yield "its own row is damaged: its name, space, metric or storage is not what was written"
+        elif table == "items":
+            yield f"the texts of item {facts['ext_id']!r} are damaged; add the item again"
+        elif table == "heads":
             yield f"version {facts['version']} of head {facts['name']!r} is damaged; train it again"
         else:
             found = db.execute("SELECT ext_id FROM items WHERE vid = ?", (facts["vid"],)).fetchone()
@@ -272,12 +281,20 @@ def _insert(
         by = [moved.get(column, 0) for column in columns]
         fresh = [tuple(value + more if more else value for value, more in zip(row, by, strict=True)) for row in found]
         if table == "collections":
-            at = columns.index("name")
-            fresh = [(*row[:at], name, *row[at + 1 :]) for row in fresh]
+            fresh = [_renamed(dict(zip(columns, row, strict=True)), name) for row in fresh]
         _put(db, table, columns, fresh)
         if table == "items":
             done += len(found)
             progress(done, saved.items)
+
+
+def _renamed(facts: dict[str, Any], name: str) -> tuple[Any, ...]:
+    """Return the values of a collection's row under another name; one that was damaged stays so."""
+    sound = intact(facts["text_crc"], *(facts[column] for column in catalog.FIXED))
+    facts["name"] = name
+    if sound and facts["text_crc"] is not None:
+        facts["text_crc"] = checksum(*(facts[column] for column in catalog.FIXED))
+    return tuple(facts.values())
 
 
 def _last(db: sqlite3.Connection, table: str) -> int:

@@ -7,10 +7,11 @@ import re
 import time
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from likewise_server.errors import AlreadyExists, InvalidArgument, NotFound
+from likewise_server.errors import AlreadyExists, Internal, InvalidArgument, NotFound
 from likewise_server.store import approximate, attribute_indexes, schema
+from likewise_server.store.texts import checksum, intact
 from likewise_server.store.types import CollectionSpace, Metric, Storage
 
 if TYPE_CHECKING:
@@ -23,8 +24,12 @@ MAX_FACTORY = 64
 _FACTORY = re.compile(r"[A-Za-z0-9_,()-]+")
 _COLUMNS = (
     "id, name, dim, metric, fingerprint, backbone, request_id, created_at, seq, item_count,"
-    " index_spec, storage, indexed"
+    " index_spec, storage, text_crc, indexed"
 )
+
+
+FIXED = ("name", "dim", "metric", "fingerprint", "backbone", "request_id", "storage", "created_at")
+"""The columns of a collection that never change, in the order in which its checksum has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +109,11 @@ def create(
         if (old.dim, old.metric, old.fingerprint, old.backbone, old.index, old.storage, old.indexed) != spec:
             raise AlreadyExists(f"This request made the collection {name!r} before, with other settings.")
         return old
+    fixed = (name, dim, metric, fingerprint, backbone, request_id, storage, time.time())
     db.execute(
-        "INSERT INTO collections (name, request_id, created_at,"
-        " dim, metric, fingerprint, backbone, index_spec, storage, indexed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (name, request_id, time.time(), *spec[:-1], json.dumps(attributes)),
+        f"INSERT INTO collections ({', '.join(FIXED)}, text_crc, index_spec, indexed)"  # noqa: S608  # ours
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*fixed, checksum(*fixed), index, json.dumps(attributes)),
     )
     attribute_indexes.bring_up_to_date(db)
     return find(db, name)
@@ -147,10 +153,16 @@ def page(db: sqlite3.Connection, after: str, limit: int) -> list[Collection]:
 
 def _select(db: sqlite3.Connection, condition: str, *values: str | int) -> list[Collection]:
     rows = db.execute(f"SELECT {_COLUMNS} FROM collections WHERE {condition}", values)  # noqa: S608  # ours
-    return [
-        Collection(*(*rest, tuple(schema.parsed(indexed, f"The row of the collection {rest[1]!r}"))))
-        for *rest, indexed in rows
-    ]
+    return [_collection(row) for row in rows]
+
+
+def _collection(row: Sequence[Any]) -> Collection:
+    *values, crc, indexed = row
+    what = f"The row of the collection {values[1]!r}"
+    found = Collection(*(*values, tuple(schema.parsed(indexed, what))))
+    if not intact(crc, *(getattr(found, column) for column in FIXED)):
+        raise Internal(f"{what} is damaged: it is not what was written. Run fsck, and restore it from a backup.")
+    return found
 
 
 def delete(db: sqlite3.Connection, name: str) -> tuple[int, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from likewise_server.errors import Internal
-from likewise_server.store import catalog, segments, vectors
+from likewise_server.store import catalog, heads, items, segments, vectors
 from likewise_server.store.segments import DamagedSegment, SegmentFiles
 from likewise_server.store.types import Float32, FsckReport, Int64
 
@@ -177,6 +176,10 @@ def _items(db: sqlite3.Connection, now: Collection, found: _Findings) -> None:
     if there != now.item_count:
         found.problems.append(f"collection {now.name!r}: it says {now.item_count} items and has {there}")
         found.recount = True
+    found.problems.extend(
+        f"collection {now.name!r}: the texts of item {ext_id!r} are damaged; add it again"
+        for ext_id in items.damaged(db, now.id)
+    )
     if bad_json:
         found.problems.append(f"collection {now.name!r}: {bad_json} items have damaged attributes; add them again")
     missing = db.execute(
@@ -189,10 +192,9 @@ def _items(db: sqlite3.Connection, now: Collection, found: _Findings) -> None:
 
 
 def _heads(db: sqlite3.Connection, now: Collection, found: _Findings) -> None:
-    rows = db.execute("SELECT name, version, data, crc FROM heads WHERE collection_id = ?", (now.id,))
-    for name, version, data, crc in rows:
+    for name, version, sound in heads.checked(db, now.id):
         found.checked["heads"] += 1
-        if not isinstance(data, bytes) or zlib.crc32(data) != crc:
+        if not sound:
             found.problems.append(
                 f"collection {now.name!r}: version {version} of head {name!r} is damaged; train it again"
             )

@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING
 
 from likewise_server.errors import Internal, InvalidArgument, NotFound
 from likewise_server.store import catalog, schema
+from likewise_server.store.texts import checksum, intact
 from likewise_server.store.types import Attributes, HeadRow
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Iterator
 
     from likewise_server.store.catalog import Collection
 
-_COLUMNS = "name, version, kind, meta, data, crc, created_at, request_id"
+TEXTS = ("name", "version", "kind", "meta", "request_id")
+"""The columns that a head's second checksum is of."""
+_TEXTS = ", ".join(TEXTS)
+_COLUMNS = f"{_TEXTS}, text_crc, data, crc, created_at"
 
 
 def save(
@@ -38,19 +43,10 @@ def save(
         " ON CONFLICT DO UPDATE SET last_version = last_version + 1 RETURNING last_version",
         (collection_id, name),
     ).fetchone()[0]
+    words = (name, version, kind, encode_meta(meta), request_id)
     db.execute(
-        f"INSERT INTO heads (collection_id, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-        (
-            collection_id,
-            name,
-            version,
-            kind,
-            encode_meta(meta),
-            blob,
-            zlib.crc32(blob),
-            time.time(),
-            request_id,
-        ),
+        f"INSERT INTO heads (collection_id, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        (collection_id, *words, checksum(*words), blob, zlib.crc32(blob), time.time()),
     )
     return _select(db, collection, "AND name = ? AND version = ?", (name, version))[0]
 
@@ -123,10 +119,22 @@ def _select(
         (collection.id, *values),
     )
     found = []
-    for name, version, kind, meta, blob, crc, created_at, request_id in rows:
+    for *words, text_crc, blob, crc, created_at in rows:
+        name, version, kind, meta, request_id = words
         what = f"Version {version} of the head {name!r}"
-        if blobs and not (isinstance(blob, bytes) and zlib.crc32(blob) == crc):
+        if not (intact(text_crc, *words) and (not blobs or _whole(blob, crc))):
             raise Internal(f"{what} is damaged. Delete it and train it again.")
         facts = schema.parsed(meta, what)
         found.append(HeadRow(collection.name, name, version, kind, facts, blob or b"", created_at, request_id))
     return found
+
+
+def checked(db: sqlite3.Connection, collection_id: int) -> Iterator[tuple[str, int, bool]]:
+    """Yield the name and version of each head, and whether it is what was written."""
+    rows = db.execute(f"SELECT {_COLUMNS} FROM heads WHERE collection_id = ?", (collection_id,))  # noqa: S608
+    for *words, text_crc, blob, crc, _ in rows:
+        yield words[0], words[1], intact(text_crc, *words) and _whole(blob, crc)
+
+
+def _whole(blob: object, crc: int) -> bool:
+    return isinstance(blob, bytes) and zlib.crc32(blob) == crc

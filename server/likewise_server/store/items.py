@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from likewise_server.errors import Internal
 from likewise_server.store import catalog, schema, vectors
+from likewise_server.store.texts import checksum, intact
 from likewise_server.store.types import Float32, Int64, Item, Labelled, Outcome
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from likewise_server.store.catalog import Collection
     from likewise_server.store.filter_sql import Condition
@@ -24,7 +26,10 @@ MAX_ROWS = 1024
 """Items to an INSERT: SQLite takes 32766 parameters, and copies the pages that each statement touches."""
 MAX_BLOB = 32 * 2**20
 """Bytes of vectors to an INSERT."""
-_COLUMNS = "items.vid, ext_id, label, attributes, uri, content_hash, updated_at"
+TEXTS = ("ext_id", "label", "attributes", "uri", "content_hash")
+"""The columns that an item's checksum is of."""
+_TEXTS = ", ".join(TEXTS)
+_COLUMNS = f"items.vid, {_TEXTS}, updated_at, text_crc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ def upsert(db: sqlite3.Connection, collection_id: int, new: Prepared) -> tuple[l
             before = written[ext_id]
             same = texts == new.texts[before] and vectors.as_stored(new.rows[at]) == vectors.as_stored(new.rows[before])
         elif ext_id in stored:
-            same = stored[ext_id][1:] == (*texts[1:], vectors.as_stored(new.rows[at]))
+            same = stored[ext_id][1:] == (*texts[1:], vectors.as_stored(new.rows[at]), True)
         else:
             outcomes.append(Outcome.CREATED)
             written[ext_id] = at
@@ -79,13 +84,13 @@ def upsert(db: sqlite3.Connection, collection_id: int, new: Prepared) -> tuple[l
 
 
 def contents(db: sqlite3.Connection, collection_id: int, ids: list[str]) -> dict[str, tuple[Any, ...]]:
-    """Return by id the vid, label, attributes, URI, content hash and vector of what is there."""
+    """Return by id the vid, label, attributes, URI, content hash and vector of what is there, and if it is intact."""
     rows = db.execute(
-        "SELECT ext_id, items.vid, label, attributes, uri, content_hash, data FROM items LEFT JOIN vectors USING (vid)"
+        f"SELECT {_TEXTS}, text_crc, items.vid, data FROM items LEFT JOIN vectors USING (vid)"  # noqa: S608
         " WHERE collection_id = ? AND ext_id IN (SELECT value FROM json_each(?))",
         (collection_id, _json_list(ids)),
     )
-    return {row[0]: row[1:] for row in rows}
+    return {words[0]: (vid, *words[1:], data, intact(crc, *words)) for *words, crc, vid, data in rows}
 
 
 def _insert(
@@ -105,10 +110,10 @@ def _insert(
         many = min(MAX_ROWS, 1 << ((len(texts) - start).bit_length() - 1))
         values: list[object] = []
         for at in range(start, start + many):
-            values += (first + at, collection_id, *texts[at], now)
+            values += (first + at, collection_id, *texts[at], now, checksum(*texts[at]))
         db.execute(
-            "INSERT INTO items (vid, collection_id, ext_id, label, attributes, uri, content_hash, updated_at) VALUES "  # noqa: S608
-            + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?)"] * many),
+            f"INSERT INTO items (vid, collection_id, {_TEXTS}, updated_at, text_crc) VALUES "  # noqa: S608
+            + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * many),
             values,
         )
         start += many
@@ -241,13 +246,14 @@ def _select(
         values,
     )
     return [
-        _item(row, vectors.decode(row[7] or b"", row[8] or 0, collection.dim, row[1]) if with_vectors else None)
+        _item(row, vectors.decode(row[8] or b"", row[9] or 0, collection.dim, row[1]) if with_vectors else None)
         for row in rows
     ]
 
 
 def _item(row: Sequence[Any], vector: Float32 | None = None) -> Item:
-    """Return the item of a row of `_COLUMNS`."""
+    """Return the item of a row of `_COLUMNS`; raises Internal for a damaged one."""
+    _check(row[7], row[1:6])
     attributes = {} if row[3] == "{}" else schema.parsed(row[3], f"Item {row[1]!r}")
     return Item(row[1], row[2], attributes, row[4], row[5], row[6], vector)
 
@@ -256,15 +262,38 @@ def labelled(db: sqlite3.Connection, collection: Collection, condition: Conditio
     """Return the labelled items that meet the condition, oldest first; raises Internal for a damaged one."""
     sql, values = condition
     rows = db.execute(
-        "SELECT vid, ext_id, label, content_hash FROM items"  # noqa: S608
+        f"SELECT vid, text_crc, {_TEXTS} FROM items"  # noqa: S608
         f" WHERE collection_id = ? AND label IS NOT NULL{sql} ORDER BY +vid",  # + or all collections are scanned
         (collection.id, *values),
     ).fetchall()
+    for _, crc, *words in rows:
+        _check(crc, words)
     return Labelled(
-        [row[1] for row in rows],
-        vectors.intact_rows(db, [row[0] for row in rows], collection.dim),
         [row[2] for row in rows],
+        vectors.intact_rows(db, [row[0] for row in rows], collection.dim),
         [row[3] for row in rows],
+        [row[6] for row in rows],
+    )
+
+
+def damaged(db: sqlite3.Connection, collection_id: int) -> Iterator[str]:
+    """Yield the ids, as they are now, of the items whose texts are not what was written."""
+    rows = db.execute(f"SELECT text_crc, {_TEXTS} FROM items WHERE collection_id = ?", (collection_id,))  # noqa: S608
+    for crc, *words in rows:
+        if not intact(crc, *words):
+            yield words[0]
+
+
+def _check(crc: object, words: Sequence[object]) -> None:
+    if not intact(crc, *words):
+        raise damage(words[0])
+
+
+def damage(ext_id: object) -> Internal:
+    """Return the error of an item whose texts are not what was written."""
+    return Internal(
+        f"Item {ext_id!r} is damaged: its id, label, attributes, URI or content hash is not what was written."
+        " Run fsck, and restore it from a backup or write it again."
     )
 
 

@@ -14,6 +14,7 @@ from likewise_server.errors import FailedPrecondition, LikewiseError, NotFound
 from likewise_server.store import catalog, items, schema, vectors
 from likewise_server.store.items import Change
 from likewise_server.store.prepared import MAX_TEXT_BYTES, check_text, encode_attributes
+from likewise_server.store.texts import checksum
 from likewise_server.store.types import Outcome
 
 if TYPE_CHECKING:
@@ -39,12 +40,16 @@ def relabel(
     stored = items.contents(db, collection_id, [new.id for new in labels])
     outcomes: list[Outcome | LikewiseError] = []
     written: dict[int, tuple[str | None, str]] = {}  # label and attributes, by vid
+    others: dict[int, tuple[str, str, str]] = {}  # id, URI and content hash, likewise
     for new in labels:
         was = stored.get(new.id)
         if was is None:
             outcomes.append(NotFound(f"There is no item {new.id!r} in {collection.name!r}."))
             continue
-        vid, label, attributes, *rest = was
+        vid, label, attributes, *rest, intact = was
+        if not intact:
+            outcomes.append(items.damage(new.id))
+            continue
         label, attributes = written.get(vid, (label, attributes))
         if not _is_as_read(new, label, attributes, rest):
             outcomes.append(FailedPrecondition(f"The item {new.id!r} has changed since it was read. Read it again."))
@@ -58,12 +63,13 @@ def relabel(
         outcomes.append(Outcome.UNCHANGED if same else Outcome.UPDATED)
         if not same:
             written[vid] = new.label, merged
+            others[vid] = new.id, rest[0], rest[1]
     if not written:
         return outcomes, None
     now = time.time()
     db.executemany(
-        "UPDATE items SET label = ?, attributes = ?, updated_at = ? WHERE vid = ?",
-        [(*texts, now, vid) for vid, texts in written.items()],
+        "UPDATE items SET label = ?, attributes = ?, updated_at = ?, text_crc = ? WHERE vid = ?",
+        [(*texts, now, checksum(others[vid][0], *texts, *others[vid][1:]), vid) for vid, texts in written.items()],
     )
     none = np.empty(0, np.int64)
     seq = catalog.touch(db, collection_id, 0)

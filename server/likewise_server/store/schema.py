@@ -113,6 +113,12 @@ MIGRATIONS = (
         ('items', 'items_by_label', '1000000 100000 1000');
     ANALYZE sqlite_schema;                                                  -- reads that anew
     """,
+    """
+    -- Of what a row says in words, see texts.py; NULL in rows that earlier releases wrote.
+    ALTER TABLE items ADD COLUMN text_crc INTEGER;
+    ALTER TABLE heads ADD COLUMN text_crc INTEGER;
+    ALTER TABLE collections ADD COLUMN text_crc INTEGER;
+    """,
 )
 
 
