@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from likewise_server.backbones.base import BackboneRef
 from likewise_server.engine.embedding import Embedder
-from likewise_server.engine.queries import check_space, collection_ref, external_fingerprint
+from likewise_server.engine.queries import check_space, collection_ref, external_fingerprint, space_of
 from likewise_server.engine.timings import Timings
 from likewise_server.engine.workers import Workers
 from likewise_server.errors import InvalidArgument, LikewiseError
@@ -99,7 +99,7 @@ class Collections:
         running through the network again. Raises NotFound and FailedPrecondition for the whole call.
         """
         timings = Timings()
-        info = await self._workers.run(self.store.get_collection, collection)
+        info = await space_of(self.store, self._workers, collection)
         if any(item.vector is not None for item in items):
             check_space(info, fingerprint)
         outcomes: list[Outcome | LikewiseError | None] = [None] * len(items)

@@ -61,6 +61,12 @@ def external_fingerprint(dim: int) -> str:
     return f"external:{dim}"
 
 
+async def space_of(store: Store, workers: Workers, collection: str) -> CollectionSpace:
+    """Return what never changes of a collection, with no trip to a thread where it is known. Raises NotFound."""
+    known = store.known_space(collection)
+    return known if known is not None else await workers.run(store.space_of, collection)
+
+
 def check_space(info: CollectionSpace, fingerprint: str) -> None:
     """Raise FailedPrecondition unless `fingerprint` is the collection's; vectors from elsewhere need none."""
     if not fingerprint and info.backbone:

@@ -12,7 +12,7 @@ from likewise_server.engine.embedding import Embedder
 from likewise_server.engine.examples import ByExamples, combined
 from likewise_server.engine.grouping import LARGEST_K, Group, grouped
 from likewise_server.engine.merging import Merged
-from likewise_server.engine.queries import ByIds, Query, Resolved, resolve
+from likewise_server.engine.queries import ByIds, Query, Resolved, resolve, space_of
 from likewise_server.engine.timings import Timings
 from likewise_server.engine.wheres import both, group_field
 from likewise_server.engine.workers import Workers
@@ -81,9 +81,7 @@ class Searches:
         """
         wanted.check()
         timings = Timings()
-        info = self._store.known_space(collection)
-        if info is None:
-            info = await self._workers.run(self._store.space_of, collection)
+        info = await space_of(self._store, self._workers, collection)
         as_vectors = partial(
             resolve,
             info=info,

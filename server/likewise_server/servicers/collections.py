@@ -284,13 +284,13 @@ class CollectionServicer(CollectionServiceServicer):
 
 
 def _upsert_item(item: cpb.UpsertItem) -> Upsert:
-    content = item.WhichOneof("content")
+    content, info = item.WhichOneof("content"), item.info  # each time it is asked for takes a while
     return Upsert(
-        id=item.info.id,
+        id=info.id,
         image=item.image.data if content == "image" else None,
         vector=convert.vector_from(item.vector) if content == "vector" else None,
-        label=item.info.label if item.info.HasField("label") else None,
-        attributes=convert.attributes_from(item.info.attributes),
-        uri=item.info.uri,
-        content_hash=item.info.content_hash,
+        label=info.label if info.HasField("label") else None,
+        attributes=convert.attributes_from(info.attributes) if info.HasField("attributes") else {},
+        uri=info.uri,
+        content_hash=info.content_hash,
     )

@@ -122,10 +122,13 @@ def matrix_from(message: pb.Matrix) -> NDArray[np.float32]:
 
 
 def vector_from(data: bytes) -> NDArray[np.float32]:
-    """Return the (dim,) float32 vector in little-endian bytes. Raises InvalidArgument for a broken length."""
+    """Return the (dim,) float32 vector in little-endian bytes, to be read only.
+
+    Raises InvalidArgument for a broken length.
+    """
     if not data or len(data) % 4:
         raise InvalidArgument(f"a vector is float32 values of 4 bytes each; {len(data)} bytes are not")
-    return np.frombuffer(data, "<f4").astype(np.float32)
+    return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
 
 
 def attributes_to(attributes: Mapping[str, Any]) -> struct_pb2.Struct:
