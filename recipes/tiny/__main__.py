@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("LIKEWISE_SHARED", "../shared")))
     parser.add_argument("--work", type=Path, required=True, help="folder of the cache and the run")
-    parser.add_argument("--minutes", default="42", help="of training")
+    parser.add_argument("--minutes", default="85", help="of training")
     parser.add_argument("--workers", default="2", help="processes of one thread each")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(argv)

@@ -103,3 +103,4 @@ def test_the_table_in_the_docs_is_the_cards(monkeypatch: pytest.MonkeyPatch) -> 
     package = importlib.import_module("recipes.tiny.package")
     card = json.loads(package.PACKAGED.with_suffix(".json").read_text())
     assert package.table(card) in package.DOCS.read_text()
+    assert package.summary(card) in package.DOCS.read_text()
