@@ -56,7 +56,7 @@ def distance(figures: dict[str, Any], shots: str, teacher: str = "mobilenet_v2")
     shares = [
         (figures["student"][data][shots][0] - CHANCE) / (figures[teacher][data][shots][0] - CHANCE) for data in UNSEEN
     ]
-    return 100 * sum(shares) / len(shares)
+    return float(100 * sum(shares) / len(shares))
 
 
 def summary(card: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ CHECKED_AT_ONCE = 10_000
 KEPT_BYTES = 64 * 2**20  # of masks of filters used lately
 SEED = 7
 DEEPER_S = 20e-6  # of searching deeper, for each hit and query
+COMPARED_S = 0.6e-6  # of comparing one listed row in full
 LISTING_S = 1.2e-6  # of asking SQLite for all that match, for each of them
 REMEMBERED = 256  # filters
 
@@ -145,8 +146,10 @@ def _depth(k: int, share: float) -> int:
 def _among(allowed: Allowed, collection: Collection, snapshot: Snapshot, queries: Float32, k: int) -> Found:
     """Return the nearest of the rows allowed, all of which are known."""
     count, metric = sum(allowed.counts), collection.metric
-    quick = count > finding.FEW and any(part.segment and part.segment.approximation for part in snapshot.parts)
-    depth = _depth(k, count / snapshot.alive) if quick else 0
+    approximate = any(part.segment and part.segment.approximation for part in snapshot.parts)
+    depth = _depth(k, count / snapshot.alive) if count and approximate else 0
+    if count <= finding.FEW and depth * DEEPER_S > count * COMPARED_S:
+        depth = 0
     if allowed.vids is None or not 0 < depth <= DEEPEST:
         return finding.nearest(snapshot, queries, k, metric, allowed)
     found = finding.nearest(snapshot, queries, depth, metric)

@@ -214,6 +214,23 @@ def test_a_filter_never_costs_hits(
     assert recall(again, rows, queries[:1], metric, lambda n: matches(n) and str(n) not in excluded) >= 0.9
 
 
+@pytest.mark.parametrize(("seconds", "compared"), [(1.0, False), (0.0, True)])
+def test_rows_that_match_are_compared_one_by_one_where_that_is_cheaper(
+    ready: tuple[EmbeddedStore, NDArray[np.float32], Metric],
+    seconds: float,
+    compared: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, rows, metric = ready
+    monkeypatch.setattr("likewise_server.store.finding.FEW", ROWS // 2)
+    monkeypatch.setattr("likewise_server.store.filtering.COMPARED_S", seconds)
+    queries = vectors(20, 3)
+    result = store.search("c", queries, K, where="tenth = true")
+    assert recall(result, rows, queries, metric, lambda n: n % 10 == 0) >= 0.97
+    assert result.exact is compared
+    assert result.filtered_count == ROWS / 10
+
+
 @pytest.mark.parametrize("k", [1, 100, 300, 301, 3000, 10_000])
 def test_any_k_gets_its_hits(ready: tuple[EmbeddedStore, NDArray[np.float32], Metric], k: int) -> None:
     store, rows, metric = ready
