@@ -35,7 +35,8 @@ CHECKED_AT_ONCE = 10_000
 KEPT_BYTES = 64 * 2**20  # of masks of filters used lately
 SEED = 7
 DEEPER_S = 20e-6  # of searching deeper, for each hit and query
-COMPARED_S = 0.6e-6  # of comparing one listed row in full
+COPIED_S = 1e-6  # of collecting one listed row
+COMPARED_S = 2e-8  # of comparing it, for each query
 LISTING_S = 1.2e-6  # of asking SQLite for all that match, for each of them
 REMEMBERED = 256  # filters
 
@@ -148,7 +149,8 @@ def _among(allowed: Allowed, collection: Collection, snapshot: Snapshot, queries
     count, metric = sum(allowed.counts), collection.metric
     approximate = any(part.segment and part.segment.approximation for part in snapshot.parts)
     depth = _depth(k, count / snapshot.alive) if count and approximate else 0
-    if count <= finding.FEW and depth * DEEPER_S > count * COMPARED_S:
+    asked = len(queries)
+    if count <= finding.FEW and asked * depth * DEEPER_S > count * (COPIED_S + asked * COMPARED_S):
         depth = 0
     if allowed.vids is None or not 0 < depth <= DEEPEST:
         return finding.nearest(snapshot, queries, k, metric, allowed)

@@ -223,6 +223,7 @@ def test_rows_that_match_are_compared_one_by_one_where_that_is_cheaper(
 ) -> None:
     store, rows, metric = ready
     monkeypatch.setattr("likewise_server.store.finding.FEW", ROWS // 2)
+    monkeypatch.setattr("likewise_server.store.filtering.COPIED_S", seconds)
     monkeypatch.setattr("likewise_server.store.filtering.COMPARED_S", seconds)
     queries = vectors(20, 3)
     result = store.search("c", queries, K, where="tenth = true")
