@@ -205,7 +205,7 @@ class EagerCode:
     "change",
     [
         lambda x: x.roll(1, dims=1),
-        lambda x: x + 2 * x.mean() * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)),
+        lambda x: x + x.std() * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)),
         lambda x: x * 0,
         lambda x: x * float("nan"),
         lambda x: x.flip(0),

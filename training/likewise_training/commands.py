@@ -12,7 +12,7 @@ from likewise_server.backbones import registry, weights
 from likewise_server.backbones.base import BackboneRef, Network
 from likewise_server.backbones.precision import native_bf16
 from likewise_server.errors import InvalidArgument
-from likewise_training import looks, pictures
+from likewise_training import looks, pictures, targets
 from likewise_training.lesson import Lesson, Teachers, axes_for, sample
 from likewise_training.looks import Batch
 from likewise_training.pictures import Picture
@@ -88,7 +88,11 @@ def _teach(
     classes = _classes(settings, kept)
     say(f"{len(kept)} pictures to train on, {len(held)} held out, {len(gathered.broken)} that cannot be read")
     decided_by = {"pictures": gathered.hash(), "architecture": architecture}
-    axes = axes_for(Student(network).dim, teachers, kept, settings, decided_by) if teachers else None
+    axes = None
+    if teachers and isinstance(settings, FineTune):  # its teacher is itself, before
+        axes = targets.as_they_are(sum(teachers.widths))
+    elif teachers:
+        axes = axes_for(Student(network).dim, teachers, kept, settings, decided_by)
     student = _student(settings, network, kept, classes, axes.axes.shape[1] if axes else 0, device)
     tested = {"before": accuracy(student, test, shots=settings.shots, seed=settings.seed)} if test else {}
     measure, score = score_on(held, teachers, shots=settings.shots, seed=settings.seed)

@@ -26,6 +26,11 @@ class Axes:
         return (features - self.mean) @ self.axes
 
 
+def as_they_are(dim: int) -> Axes:
+    """Return the axes that leave features (n, dim) what they are: for a network that is to stay as it was."""
+    return Axes(torch.zeros(dim), torch.eye(dim))
+
+
 def fit(features: Tensor, widths: Sequence[int], dim: int) -> Axes:
     """Find the axes of (n, sum of widths) features of teachers side by side, `dim` of them at most.
 
