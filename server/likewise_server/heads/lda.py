@@ -162,7 +162,8 @@ class _LeftOut:
     def choose(self, seed: int) -> float:
         """Return the s with the least calibrated log loss, and what its distance from 1 costs."""
         part = self.take(stratified(self.y, np.arange(len(self.y)), MAX_CHOOSING, seed))
-        worth = {float(s): part.gain(s) - STEP_NATS * abs(math.log(s, 4)) for s in SHRINKAGES}
+        # Python's floats leave rows in single precision single; NumPy's own make everything double.
+        worth = {s: part.gain(s) - STEP_NATS * abs(math.log(s, 4)) for s in map(float, SHRINKAGES)}
         # Rounded, so that the same rows in sums of another order choose the same; of equals the one next to 1.
         return max(sorted(worth, key=lambda s: abs(math.log(s))), key=lambda s: round(worth[s], 6))
 

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from likewise_server.errors import InvalidArgument
+from likewise_server.store.coarse import FEWEST, Coarse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from likewise_server.store.types import Float32, Int64, Metric
 
 faiss: Any = untyped  # its stubs know half of it
-MOST_FACTOR = 32
 QUERIES_PER_THREAD = 4
 LEAST_QUEUE, MOST_QUEUE = 16, 4096  # of HNSW
 # Each a quarter more than the one before at most, where that is a whole number.
@@ -54,6 +54,7 @@ class Approximation:
         self.index = index
         self.points = points
         self._on_gpu = on_gpu
+        self._coarse = Coarse.of(index)
 
     def point(self, k: int) -> Point | None:
         """Return how to find `k` rows; None for more than was ever measured."""
@@ -71,8 +72,11 @@ class Approximation:
     def candidates(self, queries: Float32, count: int, effort: int, bits: NDArray[np.uint8] | None = None) -> Int64:
         """Return `(n, count)` positions, likeliest first, -1 where there are no more; only of set `bits`, if given."""
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
+        parameters = _parameters(self.index, effort, selector)
         use_threads(len(queries))
-        _, positions = self.index.search(queries, count, params=_parameters(self.index, effort, selector))
+        if self._coarse is not None and len(queries) >= FEWEST:
+            return self._coarse.candidates(queries, count, parameters)
+        _, positions = self.index.search(queries, count, params=parameters)
         return np.asarray(positions, np.int64)
 
     def search(

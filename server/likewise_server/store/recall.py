@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from likewise_server.store import exact
-from likewise_server.store.approximate import MOST_FACTOR, Approximation, Point
+from likewise_server.store.approximate import Approximation, Point
 from likewise_server.store.parts import BLOCK
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from likewise_server.store.types import Float32, Int64, Metric
 
 KS = (10, 30, 100, 300, 1000)
+FACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_CANDIDATES = 8_192  # of a query, so that deep searches are tuned in the time that shallow ones take
 MOST_NEIGHBOURS = 40_000  # looked for in all, for the same reason
 MARGIN = 0.3  # of what the target leaves, by which the choosing half must do better
@@ -103,8 +104,8 @@ def _point(
         harder = [effort for effort in efforts if effort > chosen.effort]
         if harder:
             chosen = chosen.model_copy(update={"effort": harder[0]})
-        elif chosen.factor < _factors(k)[-1]:
-            chosen = chosen.model_copy(update={"factor": 2 * chosen.factor})
+        elif wider := [factor for factor in _factors(k) if factor > chosen.factor]:
+            chosen = chosen.model_copy(update={"factor": wider[0]})
         else:
             return None
 
@@ -112,7 +113,7 @@ def _point(
 def _reaching(
     approximation: Approximation, questions: Questions, true: Int64, goal: float, rows: int
 ) -> dict[int, int]:
-    """Return for each factor that can reach the goal the least effort with which it does."""
+    """Return factors that reach the goal, each with its least effort; none for which a smaller one needs no more."""
     k = true.shape[1]
     factors = _factors(k)
     found: dict[int, int] = {}
@@ -120,9 +121,9 @@ def _reaching(
     for effort, following in pairwise([*efforts, None]):
         assert effort is not None  # noqa: S101  # only what follows the last is
         ranks = _ranks(approximation, questions, true, effort, min(k * factors[-1], rows))
-        for factor in factors:
-            if factor not in found and float((ranks < k * factor).mean()) >= goal:
-                found[factor] = effort
+        enough = [factor for factor in factors if float((ranks < k * factor).mean()) >= goal]
+        if enough and enough[0] < min(found, default=NOWHERE):
+            found[enough[0]] = effort
         if following is None or (found and effort >= 4 * found[max(found)]):
             break
     return found
@@ -130,7 +131,7 @@ def _reaching(
 
 def _factors(k: int) -> list[int]:
     """Return the factors worth trying for `k`, least first."""
-    return [2**n for n in range(MOST_FACTOR.bit_length()) if n == 0 or k * 2**n <= MOST_CANDIDATES]
+    return [factor for factor in FACTORS if factor == 1 or k * factor <= MOST_CANDIDATES]
 
 
 def _ranks(approximation: Approximation, questions: Questions, true: Int64, effort: int, count: int) -> Int64:

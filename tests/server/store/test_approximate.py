@@ -125,6 +125,20 @@ def filled(store: EmbeddedStore, metric: Metric = "cosine", **options: object) -
     return rows
 
 
+def test_many_queries_at_once_get_what_each_gets_alone(
+    ready: tuple[EmbeddedStore, NDArray[np.float32], Metric],
+) -> None:
+    """Of many, another search than FAISS's own finds which lists to read."""
+    store, *_ = ready
+    queries = vectors(40, 77)
+    for where in ("", "tenth = true"):
+        together = store.search("c", queries, K, where=where).hits
+        for query, hits in zip(queries, together, strict=True):
+            (alone,) = store.search("c", query[np.newaxis], K, where=where).hits
+            assert [hit.item.id for hit in hits] == [hit.item.id for hit in alone]
+            np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in alone], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_filter_that_matches_only_far_away_finds_the_nearest_that_match(store: EmbeddedStore, metric: Metric) -> None:
     """Labels lie together: of the lists that are near a query, none may hold a row that matches."""
