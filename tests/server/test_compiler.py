@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from likewise_proto.v1 import embedding_pb2 as epb
 from likewise_proto.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from likewise_server.app import Running
-from likewise_server.backbones import artifacts, compiling, registry
+from likewise_server.backbones import artifacts, compiler_process, compiling, registry
 from likewise_server.backbones.base import BackboneRef
 from likewise_server.engine import compiler
 from support.compiling import Compiled, needs_compiler
@@ -135,7 +135,7 @@ async def test_a_compiler_that_takes_too_long_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
     stand_in(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 600")
-    monkeypatch.setattr(compiler, "LONGEST_S", 0.5)
+    monkeypatch.setattr(compiler_process, "LONGEST_S", 0.5)
     async with serving(tmp_path, compile="before") as running:
         assert await execution(running) == "eager"
     assert warnings(logged) == ["TimeoutError"]
@@ -174,14 +174,14 @@ def keep_stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Instead of compiling, keep a file that is no code; return for what it was done."""
     asked: list[str] = []
 
-    async def compile_(self: Any, backbone: Any, ref: BackboneRef) -> None:
+    async def run(backbone: Any, ref: BackboneRef, _weights_dir: Path | None, folder: Path, _max_batch: int) -> None:
         asked.append(ref.layer)
-        self._folder.parent.mkdir(exist_ok=True, parents=True)
-        code = self._folder.parent / "built"
+        folder.parent.mkdir(exist_ok=True, parents=True)
+        code = folder.parent / "built"
         code.write_bytes(b"no code")
-        artifacts.keep(self._folder, artifacts.key_of(backbone, ref, backbone.threads), code, MEASURED)
+        artifacts.keep(folder, artifacts.key_of(backbone, ref, backbone.threads), code, MEASURED)
 
-    monkeypatch.setattr(compiler.Compiler, "_compile", compile_)
+    monkeypatch.setattr(compiler_process, "run", run)
     return asked
 
 

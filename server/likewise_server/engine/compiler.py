@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import sys
-import tempfile
 import time
 from collections import Counter
 from functools import partial
@@ -17,16 +13,16 @@ import numpy as np
 import structlog
 import torch
 
-from likewise_server.backbones import artifacts, compiling, graphs, precision
+from likewise_server.backbones import artifacts, compiler_process, compiling, graphs, precision
 from likewise_server.backbones.backbone import Backbone
 from likewise_server.backbones.base import BackboneRef
+from likewise_server.backbones.compiler_process import last_line
 from likewise_server.backbones.replica import Forward
 from likewise_server.errors import Internal
 from likewise_server.pipeline.batcher import Batcher
 
 log = structlog.get_logger()
 
-LONGEST_S = 1800.0  # that a compiler may take
 WORTHWHILE = 512  # images of a feature that is not the default before it is compiled as well
 
 
@@ -79,7 +75,9 @@ class Compiler:
             try:
                 await self._one(backbone, ref)
             except Exception as error:  # noqa: BLE001  # eager mode goes on, and the log says why
-                log.warning("not compiled, staying eager", feature=str(ref), why=_last_line(error))
+                log.warning(
+                    "not compiled, staying eager", feature=str(ref), why=last_line(str(error)) or type(error).__name__
+                )
             finally:
                 self._pending.discard(ref)
                 self._wanted.task_done()
@@ -91,7 +89,7 @@ class Compiler:
         origin = "disk"
         if found is None:
             log.info("compiling", feature=str(ref))
-            await self._compile(backbone, ref)
+            await compiler_process.run(backbone, ref, self._weights_dir, self._folder, self._max_batch)
             found = await asyncio.to_thread(artifacts.find, self._folder, key)
             origin = "compiler"
         if found is None:
@@ -111,50 +109,6 @@ class Compiler:
             best_batch=facts.best_batch,
             images_per_s=facts.images_per_s,
         )
-
-    async def _compile(self, backbone: Backbone, ref: BackboneRef) -> None:
-        """Run the compiler in a process group of its own. Raises RuntimeError with its last words."""
-        task = compiling.Task(
-            name=backbone.name,
-            ref=str(ref),
-            weights_dir=self._weights_dir,
-            device=str(backbone.replicas[0].device),
-            precision=backbone.precision,
-            decoding=backbone.decoding,
-            folder=self._folder.resolve(),
-            max_batch=self._max_batch,
-            threads=backbone.threads,
-        )
-        with tempfile.TemporaryDirectory(prefix="likewise-compile-") as scratch:
-            environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": scratch}
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "likewise_server.backbones.compiling",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                env=environment,
-            )
-            try:
-                async with asyncio.timeout(LONGEST_S):
-                    await _finished(process, task.model_dump_json().encode() + b"\n")
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-
-
-async def _finished(process: asyncio.subprocess.Process, task: bytes) -> None:
-    """Hand the compiler its task and wait for its end. Raises RuntimeError with its last words."""
-    if process.stdin is None or process.stderr is None:
-        raise RuntimeError("no pipes to the compiler")
-    # The pipe stays open: its end tells the compiler that this server has gone.
-    process.stdin.write(task)
-    words = await process.stderr.read()
-    if await process.wait():
-        raise RuntimeError(words.decode(errors="replace") or f"the compiler ended with {process.returncode}")
 
 
 def _ready(backbone: Backbone, ref: BackboneRef, forward: Forward, device: int, max_batch: int) -> Forward:
@@ -176,8 +130,3 @@ def _prove(backbone: Backbone, ref: BackboneRef, forward: Forward, device: int) 
     cosine = precision.least_cosine(eager, compiled)
     if cosine < precision.LEAST_COSINE:
         raise Internal(f"compiled vectors differ from eager ones: cosine {cosine:.5f}")
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__

@@ -1,6 +1,7 @@
 """Which lists of an inverted file many queries should read: one matrix product, and a partial sort.
 
-FAISS finds the same lists by itself, but where its build has no AVX that takes more than half of a batch's time.
+FAISS finds the same lists by itself, but keeps a heap for each query, which takes longer than all the rest of a batch
+(benchmarks/search.py has plain FAISS beside this).
 """
 
 from __future__ import annotations

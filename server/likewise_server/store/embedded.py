@@ -173,22 +173,7 @@ class EmbeddedStore:
     def _info(self, collection: Collection, rows: Sequence[segments.SegmentRow]) -> CollectionInfo:
         index = self._indexes.peek(collection.id)
         snapshot = index.snapshot if index is not None else None
-        delta = snapshot.delta.nbytes if snapshot is not None else 0
-        used = [part.segment.row for part in snapshot.segments if part.segment] if snapshot is not None else rows
-        return CollectionInfo(
-            collection.name,
-            collection.dim,
-            collection.metric,
-            collection.fingerprint,
-            collection.backbone,
-            collection.created_at,
-            collection.item_count,
-            reporting.bytes_by_part(collection, rows, delta),
-            collection.index,
-            collection.indexed,
-            collection.storage,
-            reporting.state(collection, used, self._builder.progress(collection.id)),
-        )
+        return reporting.described(collection, rows, snapshot, self._builder.progress(collection.id))
 
     def delete_collection(self, name: str) -> None:
         """Delete a collection with all that belongs to it."""

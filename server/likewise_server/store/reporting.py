@@ -6,14 +6,37 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from likewise_server.store.segments import FLAT
-from likewise_server.store.types import IndexState
+from likewise_server.store.types import CollectionInfo, IndexState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from likewise_server.store.building import Said
     from likewise_server.store.catalog import Collection
+    from likewise_server.store.index import Snapshot
     from likewise_server.store.segments import SegmentRow
+
+
+def described(
+    collection: Collection, rows: Sequence[SegmentRow], snapshot: Snapshot | None, said: Said
+) -> CollectionInfo:
+    """Return all that a collection says of itself; `rows` are its segments, `snapshot` is None while it is cold."""
+    delta = snapshot.delta.nbytes if snapshot is not None else 0
+    used = [part.segment.row for part in snapshot.segments if part.segment] if snapshot is not None else rows
+    return CollectionInfo(
+        collection.name,
+        collection.dim,
+        collection.metric,
+        collection.fingerprint,
+        collection.backbone,
+        collection.created_at,
+        collection.item_count,
+        bytes_by_part(collection, rows, delta),
+        collection.index,
+        collection.indexed,
+        collection.storage,
+        state(collection, used, said),
+    )
 
 
 def bytes_by_part(collection: Collection, rows: Sequence[SegmentRow], delta: int) -> dict[str, int]:
