@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from likewise_server.engine.grouping import LARGEST_K
+from likewise_server.engine.precedence import Precedence
 from likewise_server.engine.queries import ByIds, ByVectors
 from likewise_server.engine.searching import Found, Groups, Searches, Wanted
 from likewise_server.engine.wheres import both, group_field
@@ -51,7 +52,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def searches(store: Store) -> Iterator[Searches]:
     workers = Workers(2)
     embedder: Any = None  # nothing here asks with images
-    yield Searches(store, embedder, workers)
+    yield Searches(store, embedder, workers, Precedence())
     workers.close()
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from likewise_server.backbones.base import BackboneRef
 from likewise_server.engine.embedding import Embedder
+from likewise_server.engine.precedence import Precedence
 from likewise_server.engine.queries import check_space, collection_ref, external_fingerprint, space_of
 from likewise_server.engine.timings import Timings
 from likewise_server.engine.workers import Workers
@@ -44,8 +45,9 @@ class Upserted:
 class Collections:
     """What can be done with collections."""
 
-    def __init__(self, store: Store, embedder: Embedder, workers: Workers) -> None:
+    def __init__(self, store: Store, embedder: Embedder, workers: Workers, precedence: Precedence) -> None:
         self.store = store
+        self._precedence = precedence
         self._embedder = embedder
         self._workers = workers
 
@@ -130,10 +132,15 @@ class Collections:
         if turn is not None:
             await turn.wait()
         with timings.stage("store"):
-            stored = await self._workers.run(self.store.upsert, collection, new, fingerprint=info.fingerprint)
+            async with self._precedence.writing(len(new)):
+                stored = await self._workers.run(self.store.upsert, collection, new, fingerprint=info.fingerprint)
         for i, outcome in zip(ready, stored, strict=True):
             outcomes[i] = outcome
         return Upserted([o for o in outcomes if o is not None], info.fingerprint, timings)
+
+    async def breathe(self) -> None:
+        """Let others have the event loop, between pieces of a large message."""
+        await self._precedence.breathe()
 
     def _known_vectors(
         self, collection: str, items: Sequence[Upsert], hashes: Sequence[str]

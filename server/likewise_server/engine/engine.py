@@ -17,6 +17,7 @@ from likewise_server.engine.collections import Collections
 from likewise_server.engine.compiler import Compiler
 from likewise_server.engine.embedding import Embedder
 from likewise_server.engine.health import Health
+from likewise_server.engine.precedence import Precedence
 from likewise_server.engine.ranking import Rankings
 from likewise_server.engine.searching import Searches
 from likewise_server.engine.training import Training
@@ -126,10 +127,11 @@ def build(
     embedder = Embedder(backbones, batcher, admission, max_pixels=limits.max_pixels, compiler=compiler)
     workers, fits = Workers(WORKERS), Workers(FITS)
     heads = Heads(store, embedder, workers, fits)
+    precedence = Precedence()
     return Engine(
         embedder,
-        Collections(store, embedder, workers),
-        Searches(store, embedder, workers),
+        Collections(store, embedder, workers, precedence),
+        Searches(store, embedder, workers, precedence),
         heads,
         Training(heads, store, embedder, workers, fits),
         Rankings(store, embedder, workers, fits),

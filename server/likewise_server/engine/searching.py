@@ -12,6 +12,7 @@ from likewise_server.engine.embedding import Embedder
 from likewise_server.engine.examples import ByExamples, combined
 from likewise_server.engine.grouping import LARGEST_K, Group, grouped
 from likewise_server.engine.merging import Merged
+from likewise_server.engine.precedence import Precedence
 from likewise_server.engine.queries import ByIds, Query, Resolved, resolve, space_of
 from likewise_server.engine.timings import Timings
 from likewise_server.engine.wheres import both, group_field
@@ -66,10 +67,11 @@ class Found:
 class Searches:
     """Finds what is near."""
 
-    def __init__(self, store: Store, embedder: Embedder, workers: Workers) -> None:
+    def __init__(self, store: Store, embedder: Embedder, workers: Workers, precedence: Precedence) -> None:
         self._store = store
         self._embedder = embedder
         self._workers = workers
+        self._precedence = precedence
         self._merged = Merged()
 
     async def search(
@@ -100,12 +102,13 @@ class Searches:
             left_out = []
         search = _Search(self._store, self._workers, self._merged, info, resolved, wanted, left_out, timings, deadline)
         found: Sequence[list[Hit] | Groups]
-        if wanted.group_by:
-            by = group_field(wanted.group_by)
-            groups = await grouped(search.rows, own, by, wanted.k, wanted.group_size, wanted.where)
-            found = [Groups(each) for each in groups]
-        else:
-            found = await search.all(own)
+        with self._precedence.searching():
+            if wanted.group_by:
+                by = group_field(wanted.group_by)
+                groups = await grouped(search.rows, own, by, wanted.k, wanted.group_size, wanted.where)
+                found = [Groups(each) for each in groups]
+            else:
+                found = await search.all(own)
         results: list[list[Hit] | Groups | LikewiseError] = [
             resolved.errors.get(i, []) for i in range(len(resolved.vectors))
         ]

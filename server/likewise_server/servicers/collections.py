@@ -144,7 +144,7 @@ class CollectionServicer(CollectionServiceServicer):
         sound: list[cpb.UpsertResult] = []
         for number, (item, result) in enumerate(zip(request.items, results, strict=True)):
             if number % AT_ONCE == 0:
-                await asyncio.sleep(0)  # others want the event loop too
+                await self._collections.breathe()
             try:
                 items.append(_upsert_item(item))
             except LikewiseError as error:

@@ -56,6 +56,11 @@ class Approximation:
         self._on_gpu = on_gpu
         self._coarse = Coarse.of(index)
 
+    @property
+    def lends(self) -> bool:
+        """Return whether all that was trained is lists, which do for other rows too."""
+        return isinstance(faiss.downcast_index(self.index), faiss.IndexIVFRaBitQ)
+
     def point(self, k: int) -> Point | None:
         """Return how to find `k` rows; None for more than was ever measured."""
         return next((point for point in self.points if point.k >= k), None)

@@ -136,7 +136,7 @@ def _bytes_of(allowed: Allowed) -> int:
 
 def _key(collection: Collection, snapshot: Snapshot, where: str) -> tuple[object, ...]:
     files = tuple(part.segment.row.file for part in snapshot.segments if part.segment)
-    return collection.id, snapshot.seq, files, where
+    return collection.id, snapshot.seq, files, tuple(map(len, snapshot.parts)), where
 
 
 def _depth(k: int, share: float) -> int:
@@ -147,7 +147,7 @@ def _depth(k: int, share: float) -> int:
 def _among(allowed: Allowed, collection: Collection, snapshot: Snapshot, queries: Float32, k: int) -> Found:
     """Return the nearest of the rows allowed, all of which are known."""
     count, metric = sum(allowed.counts), collection.metric
-    approximate = any(part.segment and part.segment.approximation for part in snapshot.parts)
+    approximate = any(part.approximation for part in snapshot.parts)
     depth = _depth(k, count / snapshot.alive) if count and approximate else 0
     asked = len(queries)
     if count <= finding.FEW and asked * depth * DEEPER_S > count * (COPIED_S + asked * COMPARED_S):

@@ -75,7 +75,9 @@ def nearest(
     scanned = 0
     for number, part in enumerate(snapshot.parts):
         count = allowed.counts[number] if allowed else len(part) - part.dead
-        point = _point(part, k) if count > FEW and not compare_all else None
+        # Rows in memory are in lists because there are many of them and others, whatever is left of them.
+        few = FEW if allowed is not None or part.lists is None else 0
+        point = _point(part, k) if count > few and not compare_all else None
         bits = None if point is None else allowed.bits(number) if allowed else part.alive_bits()
         found = _approximately(part, queries, k, metric, point, bits, count) if point else None
         if found is not None and point is not None:
@@ -92,8 +94,7 @@ def nearest(
 
 
 def _point(part: Part, k: int) -> Point | None:
-    approximation = part.segment.approximation if part.segment else None
-    return approximation.point(k) if approximation else None
+    return part.approximation.point(k) if part.approximation else None
 
 
 def _approximately(
@@ -106,11 +107,11 @@ def _approximately(
     count: int,
 ) -> list[Nearest] | None:
     """Return what an approximate index finds; None if that is fewer rows than there are."""
-    if part.segment is None or part.segment.approximation is None:
+    if part.approximation is None:
         return None
     if bits is not None:
-        point = _deeper(part.segment.approximation, point, k, len(part) / count)
-    positions, scores = part.segment.approximation.search(part, queries, k, point, metric, bits)
+        point = _deeper(part.approximation, point, k, len(part) / count)
+    positions, scores = part.approximation.search(part, queries, k, point, metric, bits)
     if len(queries) and int((positions >= 0).sum(axis=1).min()) < min(k, count):
         return None
     if metric == "l2":

@@ -17,6 +17,7 @@ import numpy as np
 
 from likewise_server.errors import Internal, LikewiseError, NotFound, Unavailable
 from likewise_server.store import catalog, failpoints, policy, segments, vectors
+from likewise_server.store.listing import Lister
 from likewise_server.store.schema import translated
 from likewise_server.store.segments import FLAT, DamagedSegment, SegmentFiles, SegmentRow
 from likewise_server.threads import LastingThread
@@ -57,6 +58,7 @@ class Maintenance:
         self._anew: set[int] = set()  # collections of which all is to be built anew
         self._questions: dict[int, Float32] = {}
         self._closing = False
+        self._lister = Lister()
         self._thread = LastingThread("likewise-segments", self._main)
 
     def follow(self, change: Change) -> None:
@@ -64,6 +66,7 @@ class Maintenance:
         index = self._indexes.peek(change.collection_id)
         if index is not None and index.snapshot is not None:
             wanted = index.apply(change)
+            self._lister.look(index)
         else:
             if index is not None:
                 index.apply(change)
@@ -109,6 +112,7 @@ class Maintenance:
         self._closing = True
         self._builder.close()
         self._due.put(None)
+        self._lister.close()
         self._thread.join()
 
     def _main(self) -> None:
@@ -179,6 +183,7 @@ class Maintenance:
             return
         self._unseen.pop(collection_id, None)
         snapshot = index.snapshot
+        self._lister.look(index)
         if damaged or (snapshot is not None and policy.due(snapshot)):
             self.request(collection_id)
         for part in parts:
@@ -267,6 +272,7 @@ class Maintenance:
             self._unseen.pop(collection_id, None)
             if index.snapshot is not None:
                 index.swap(self._just_written(collection, written.file), replaced)
+                self._lister.look(index)
             for file in replaced:
                 self._files.remove(file)
         failpoints.hit("segment.after_collect")

@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from likewise_server.store.approximate import Approximation
     from likewise_server.store.codes import Codes
     from likewise_server.store.segments import Segment
     from likewise_server.store.types import Bool, Float32, Int64
@@ -38,7 +39,7 @@ class Part:
     """`vids` `(n,)` ascending, `rows` `(n, d)` searchable, float32 or float16, `alive` `(n,)`.
 
     `squares` `(n,)` are the squared lengths of the rows, `dead` counts those not alive. `segment` is what the
-    rows are mapped from, None for those that are in none yet, which may have `codes`.
+    rows are mapped from, None for those that are in none yet, which may have `codes`, or be in `lists`.
     """
 
     vids: Int64
@@ -48,6 +49,7 @@ class Part:
     dead: int = 0
     segment: Segment | None = None
     codes: Codes | None = None
+    lists: Approximation | None = None
     _bits: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -57,6 +59,11 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.vids)
+
+    @property
+    def approximation(self) -> Approximation | None:
+        """Return what finds near rows without looking at all of them, if there is that."""
+        return self.segment.approximation if self.segment else self.lists
 
     @property
     def nbytes(self) -> int:
@@ -75,6 +82,11 @@ class Part:
         alive = self.alive.copy()
         alive[at] = False
         return self.only(alive)
+
+    def between(self, start: int, stop: int) -> Part:
+        """Return the rows from `start` to `stop`, of no segment and in no lists."""
+        part = Part(self.vids[start:stop], self.rows[start:stop], self.alive[start:stop], self.squares[start:stop])
+        return part.only(part.alive)
 
     def positions_of(self, vids: Int64) -> Int64:
         """Return the positions of those of the vids that are here, in the order of `vids`."""

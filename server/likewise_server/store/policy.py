@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from likewise_server.store.index import Snapshot
 
 SEAL = 8_192  # rows outside of segments before they become one
+HELD = 6  # times as many, of which most are in lists
 SHOWN_TO_ALL = 20_000  # rows that are compared one by one in every search without anyone noticing
+LISTED = 8  # of the rows that are in lists, one in so many is compared one by one before it gets there too
 APART = 50_000  # rows of a segment that is built in a process of its own, approximate or not
 MERGE = 3  # a segment is merged with newer ones that have a third of its rows or more
 MIN_DEAD = 1_000
@@ -50,7 +52,19 @@ class Size:
 
 def due(snapshot: Snapshot) -> bool:
     """Return whether the background should build something."""
-    return len(snapshot.delta) > SEAL or any(rotten(Size(len(part), part.dead, 0)) for part in snapshot.segments)
+    # The first are put into lists while a second lot is written.
+    most = SEAL * (HELD if snapshot.listed is not None else 2 if _lists(snapshot) else 1)
+    return snapshot.outside > most or any(rotten(Size(len(part), part.dead, 0)) for part in snapshot.segments)
+
+
+def listable(snapshot: Snapshot) -> bool:
+    """Return whether so many rows are in no segment and no lists that those of a segment should take them in."""
+    known = 0 if snapshot.listed is None else len(snapshot.listed)
+    return len(snapshot.delta) > max(SEAL / 2, known / LISTED) and _lists(snapshot)
+
+
+def _lists(snapshot: Snapshot) -> bool:
+    return any(part.approximation and part.approximation.lends for part in snapshot.segments)
 
 
 def plan(collection: Collection, sizes: Sequence[Size], outside: int) -> Plan:

@@ -84,6 +84,26 @@ def tune(
     return points
 
 
+def confirmed(
+    approximation: Approximation, part: Part, questions: Questions, metric: Metric, target: float
+) -> list[Point]:
+    """Return an index's operating points with their recall on these rows, moved until they reach the target.
+
+    From the first one that cannot, or that asks for too large a share of so few rows, they are left out.
+    """
+    points = [point for point in approximation.points if point.k * LEAST_ROWS_PER_NEIGHBOUR <= len(part)]
+    if not points:
+        return []
+    true = truth(part, questions, points[-1].k, metric, lambda _: None)
+    found = []
+    for point in points:
+        measured = _measured(approximation, part, questions, true[:, : point.k], point, target)
+        if measured is None:
+            break
+        found.append(measured)
+    return found
+
+
 def _point(
     approximation: Approximation, part: Part, questions: Questions, true: Int64, metric: Metric, target: float
 ) -> Point | None:
@@ -95,17 +115,24 @@ def _point(
         return None
     options = [Point(k=k, effort=effort, factor=factor, recall=0) for factor, effort in found.items()]
     chosen = min(options, key=lambda option: _seconds(approximation, part, choosing, option, metric))
-    efforts = approximation.efforts()
+    return _measured(approximation, part, measuring, true[1::2], chosen, target)
+
+
+def _measured(
+    approximation: Approximation, part: Part, questions: Questions, true: Int64, point: Point, target: float
+) -> Point | None:
+    """Return a point with its recall on these questions, moved until that is the target; None if it cannot be."""
+    k, efforts = point.k, approximation.efforts()
     while True:
-        ranks = _ranks(approximation, measuring, true[1::2], chosen.effort, min(k * chosen.factor, len(part)))
+        ranks = _ranks(approximation, questions, true, point.effort, min(k * point.factor, len(part)))
         recall = float((ranks != NOWHERE).mean())
         if recall >= target:
-            return chosen.model_copy(update={"recall": round(recall, 5)})
-        harder = [effort for effort in efforts if effort > chosen.effort]
+            return point.model_copy(update={"recall": round(recall, 5)})
+        harder = [effort for effort in efforts if effort > point.effort]
         if harder:
-            chosen = chosen.model_copy(update={"effort": harder[0]})
-        elif wider := [factor for factor in _factors(k) if factor > chosen.factor]:
-            chosen = chosen.model_copy(update={"factor": wider[0]})
+            point = point.model_copy(update={"effort": harder[0]})
+        elif wider := [factor for factor in _factors(k) if factor > point.factor]:
+            point = point.model_copy(update={"factor": wider[0]})
         else:
             return None
 

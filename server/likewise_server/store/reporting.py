@@ -21,7 +21,7 @@ def described(
     collection: Collection, rows: Sequence[SegmentRow], snapshot: Snapshot | None, said: Said
 ) -> CollectionInfo:
     """Return all that a collection says of itself; `rows` are its segments, `snapshot` is None while it is cold."""
-    delta = snapshot.delta.nbytes if snapshot is not None else 0
+    delta = sum(part.nbytes for part in snapshot.in_memory) if snapshot is not None else 0
     used = [part.segment.row for part in snapshot.segments if part.segment] if snapshot is not None else rows
     return CollectionInfo(
         collection.name,

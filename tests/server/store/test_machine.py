@@ -144,7 +144,7 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         # A damaged segment that no search has met yet is found only now.
         report = self.store.fsck(repair=True)
-        assert all("its contents are not" in problem for problem in report.problems)
+        assert all("its contents are not" in problem for problem in report.problems), report.problems
         assert self.store.fsck().problems == []
         self.store.close()
         shutil.rmtree(self.folder)
