@@ -54,7 +54,8 @@ def due(snapshot: Snapshot) -> bool:
     """Return whether the background should build something."""
     # The first are put into lists while a second lot is written.
     most = SEAL * (HELD if snapshot.listed is not None else 2 if _lists(snapshot) else 1)
-    return snapshot.outside > most or any(rotten(Size(len(part), part.dead, 0)) for part in snapshot.segments)
+    rows = sum(map(len, snapshot.in_memory))  # dead ones too: they go with the next segment
+    return rows > most or any(rotten(Size(len(part), part.dead, 0)) for part in snapshot.segments)
 
 
 def listable(snapshot: Snapshot) -> bool:
