@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import BaseModel
 
 from likewise_server.errors import InvalidArgument
-from likewise_server.store.coarse import FEWEST, Coarse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +53,6 @@ class Approximation:
         self.index = index
         self.points = points
         self._on_gpu = on_gpu
-        self._coarse = Coarse.of(index)
 
     @property
     def lends(self) -> bool:
@@ -77,11 +75,8 @@ class Approximation:
     def candidates(self, queries: Float32, count: int, effort: int, bits: NDArray[np.uint8] | None = None) -> Int64:
         """Return `(n, count)` positions, likeliest first, -1 where there are no more; only of set `bits`, if given."""
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
-        parameters = _parameters(self.index, effort, selector)
         use_threads(len(queries))
-        if self._coarse is not None and len(queries) >= FEWEST:
-            return self._coarse.candidates(queries, count, parameters)
-        _, positions = self.index.search(queries, count, params=parameters)
+        _, positions = self.index.search(queries, count, params=_parameters(self.index, effort, selector))
         return np.asarray(positions, np.int64)
 
     def search(

@@ -128,7 +128,6 @@ def filled(store: EmbeddedStore, metric: Metric = "cosine", **options: object) -
 def test_many_queries_at_once_get_what_each_gets_alone(
     ready: tuple[EmbeddedStore, NDArray[np.float32], Metric],
 ) -> None:
-    """Of many, another search than FAISS's own finds which lists to read."""
     store, *_ = ready
     queries = vectors(40, 77)
     for where in ("", "tenth = true"):
